@@ -1,0 +1,290 @@
+"""One FixMatch step, end to end, against the code most people would use: images per second, as ratios in one run.
+
+    python benchmarks/fixmatch_step.py [--peer FOLDER] [--threads 2] [--rounds 5] [--only TEXT] [--compiled] [--out FILE]
+
+A step is 16 labeled images and 48 unlabeled ones in two views, 32x32x3, through WRN-28-2: draw, augment (mirror, move;
+RandAugment as USB has it for the strong view), forward, backward, optimizer step, averaged weights. All rows run in
+one process and take turns, so that a busy machine slows all of them alike; the medians are compared.
+
+The peer is microsoft/Semi-supervised-learning (USB), its own `train_step`, network, loaders and hooks, driven as its
+`train` drives them with the settings of its fixmatch_cifar10_40 file:
+
+    git clone https://github.com/microsoft/Semi-supervised-learning FOLDER
+
+It needs nothing else here: where torchvision, timm, transformers and its other needs are absent, stand-ins below are
+imported in their place (written for this file; RandAugment is the peer's own). What is changed in it: `.cuda()` does
+nothing, and its timer, which asks a GPU, is left out. Its three loader processes fill their queues while other rows
+have their turn, which flatters the peer by up to a tenth of its time for data.
+"""
+
+import argparse
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import time
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from wazuka.augment import Chain, RandAugment, Weak
+from wazuka.data.streams import Batches, Pool
+from wazuka.methods.semi.fixmatch import FixMatch, FixMatchSettings
+from wazuka.nets import WideResNet
+from wazuka.training import Stepper, train
+
+LABELED, RATIO, CLASSES = 16, 3, 10
+IMAGES_A_STEP = LABELED * (1 + 2 * RATIO)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A way to make a step, and what it changes in the mathematics."""
+
+    name: str
+    change: str
+    step: Callable[[], None]
+
+
+def pictures(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Smooth random pictures, uint8 (count, 3, 32, 32), and labels in turn: speed does not depend on what is seen."""
+    coarse = torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 255
+    images = torch.nn.functional.interpolate(coarse, 32, mode="bilinear").to(torch.uint8)
+    return images, torch.arange(count) % CLASSES
+
+
+def ours(name: str, change: str, precision: torch.dtype, layout: torch.memory_format, joint: bool = True) -> Row:
+    images, labels = pictures(5000)
+    torch.manual_seed(0)
+    settings = FixMatchSettings(labeled_batch=LABELED, unlabeled_ratio=RATIO, joint=joint)
+    method = FixMatch(WideResNet(), CLASSES, settings).to(memory_format=layout)
+    steppers = {player: Stepper(player, how) for player, how in method.players().items()}
+    weak = Weak(flip=True)
+    batches = Batches(
+        method.streams(),
+        {"labeled": Pool(images[:40], labels[:40]), "unlabeled": Pool(images, labels)},
+        {"weak": weak, "strong": Chain((weak, RandAugment.usb()))},
+        seed=0,
+    )
+    done = 0
+
+    def step() -> None:
+        nonlocal done
+        train(method, batches, steppers, first_step=done, total_steps=done + 1, precision=precision)
+        done += 1
+
+    return Row(name, change, step)
+
+
+# --- the peer ---------------------------------------------------------------------------------------------------------
+
+
+class Compose:
+    def __init__(self, transforms: list[Callable]):
+        self.transforms = transforms
+
+    def __call__(self, image: Any) -> Any:
+        for transform in self.transforms:
+            image = transform(image)
+        return image
+
+
+class Resize:
+    def __init__(self, size: int):
+        self.size = size
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        if min(image.size) == self.size:
+            return image
+        factor = self.size / min(image.size)
+        sides = (round(image.width * factor), round(image.height * factor))
+        return image.resize(sides, Image.Resampling.BILINEAR)
+
+
+class RandomCrop:
+    """A random square of the image after its border was reflected outwards."""
+
+    def __init__(self, size: int, padding: int, padding_mode: str):
+        assert padding_mode == "reflect"
+        self.size, self.padding = size, padding
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        border = (self.padding, self.padding)
+        padded = Image.fromarray(np.pad(np.asarray(image), (border, border, (0, 0)), mode="reflect"))
+        left, top = random.randint(0, padded.width - self.size), random.randint(0, padded.height - self.size)
+        return padded.crop((left, top, left + self.size, top + self.size))
+
+
+class RandomHorizontalFlip:
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return ImageOps.mirror(image) if random.random() < 0.5 else image
+
+
+class ToTensor:
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().to(torch.float32).div(255)
+
+
+class Normalize:
+    def __init__(self, mean: list[float], std: list[float]):
+        self.mean, self.std = torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        return image.sub(self.mean).div_(self.std)
+
+
+class CIFAR10:
+    """The benchmark's pictures in the form of torchvision's data set."""
+
+    def __init__(self, root: str, train: bool, download: bool):
+        images, labels = pictures(5000 if train else 100)
+        self.data, self.targets = images.permute(0, 2, 3, 1).contiguous().numpy(), labels.tolist()
+
+
+class Anything(type):
+    """A class whose every attribute is another such class: enough to import code that is never called."""
+
+    def __getattr__(cls, name: str) -> type:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return Anything(name, (), {})
+
+
+class AnyModule(types.ModuleType):
+    __path__: list[str] = []
+
+    def __getattr__(self, name: str) -> type:
+        if name.startswith("__") or name == "InterpolationMode":  # the peer has a way to do without the latter
+            raise AttributeError(name)
+        return Anything(name, (), {})
+
+
+class StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Imports `AnyModule` in place of what the peer imports and a FixMatch step never calls."""
+
+    def __init__(self, packages: set[str]):
+        self.packages = packages
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        absent = name.split(".")[0] in self.packages or name == "torch.utils.tensorboard"
+        return importlib.machinery.ModuleSpec(name, self, is_package=True) if absent else None
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
+        module = AnyModule(spec.name)
+        if spec.name == "torchvision.transforms":
+            for stand_in in (Compose, Resize, RandomCrop, RandomHorizontalFlip, ToTensor, Normalize):
+                setattr(module, stand_in.__name__, stand_in)
+        elif spec.name == "torchvision.datasets":
+            module.CIFAR10 = CIFAR10  # type: ignore[attr-defined]
+        return module
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        pass
+
+
+def peer(folder: Path, workers: int) -> Row:
+    """USB's FixMatch with 16 labeled images a step; `workers` as its num_workers, of which it starts three times."""
+    needs = {"torchvision", "torchaudio", "transformers", "timm", "skimage", "progress", "ruamel", "wandb", "aim", "tqdm"}
+    # torchvision always: its compiled part rarely fits torch's build, and its CIFAR10 would download
+    absent = {name for name in needs if name == "torchvision" or importlib.util.find_spec(name) is None}
+    sys.meta_path.insert(0, StandIns(absent))
+    sys.path.insert(0, str(folder))
+    torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign,assignment]
+    from semilearn import get_algorithm, get_net_builder  # type: ignore[import-not-found]
+
+    steps = 1_000_000
+    settings = argparse.Namespace(
+        algorithm="fixmatch", hard_label=True, T=0.5, p_cutoff=0.95, ulb_loss_ratio=1.0, uratio=RATIO,
+        batch_size=LABELED, eval_batch_size=256, num_workers=workers, train_sampler="RandomSampler",
+        dataset="cifar10", data_dir="unused", num_classes=CLASSES, num_labels=40, ulb_num_labels=None,
+        lb_imb_ratio=1, ulb_imb_ratio=1, include_lb_to_ulb=True, img_size=32, crop_ratio=0.875,
+        net="wrn_28_2", net_from_name=False, use_pretrain=False, pretrain_path="", use_cat=True, amp=False, clip_grad=0,
+        optim="SGD", lr=0.03, momentum=0.9, weight_decay=5e-4, layer_decay=1.0, num_warmup_iter=0, ema_m=0.999,
+        epoch=1, num_train_iter=steps, num_eval_iter=steps, num_log_iter=steps,
+        save_dir="unused", save_name="unused", resume=False, use_tensorboard=False, use_wandb=False, use_aim=False,
+        seed=0, gpu=None, rank=0, world_size=1, distributed=False, multiprocessing_distributed=False,
+    )  # fmt: skip
+    algorithm = get_algorithm(settings, get_net_builder(settings.net, settings.net_from_name), None, None)
+    del algorithm.hooks_dict["TimerHook"]
+    algorithm.model.train()
+    algorithm.epoch = 0
+    algorithm.call_hook("before_run")
+    algorithm.call_hook("before_train_epoch")
+    loaders: Iterator | None = None
+
+    def step() -> None:  # the body of AlgorithmBase.train's inner loop
+        nonlocal loaders
+        if loaders is None:
+            loaders = zip(algorithm.loader_dict["train_lb"], algorithm.loader_dict["train_ulb"], strict=False)
+        labeled, unlabeled = next(loaders)
+        algorithm.call_hook("before_train_step")
+        batch = algorithm.process_batch(**labeled, **unlabeled)
+        algorithm.out_dict, algorithm.log_dict = algorithm.train_step(**batch)
+        algorithm.call_hook("after_train_step")
+        algorithm.it += 1
+
+    kind = f"its {3 * workers} loader processes" if workers else "loading in the same process"
+    return Row(f"peer, {kind}", "USB's own code, float32", step)
+
+
+# --- timing -----------------------------------------------------------------------------------------------------------
+
+
+def measure(rows: list[Row], rounds: int, block: int) -> dict[str, list[float]]:
+    """Seconds of every timed step. Rows take turns: each time one step untimed, then `block` timed."""
+    seconds: dict[str, list[float]] = {row.name: [] for row in rows}
+    for turn in range(rounds + 1):
+        for row in rows:
+            row.step()
+            for _ in range(block if turn else 1):
+                start = time.perf_counter()
+                row.step()
+                if turn:  # the first round warms up
+                    seconds[row.name].append(time.perf_counter() - start)
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer", type=Path, help="a clone of microsoft/Semi-supervised-learning")
+    parser.add_argument("--peer-workers", type=int, default=1, help="its num_workers (default: its own, 1)")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--block", type=int, default=3, help="timed steps in a row's turn")
+    parser.add_argument("--only", default="", help="time only rows whose name contains this (and the peer)")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+
+    plain, packed = torch.contiguous_format, torch.channels_last
+    rows = [
+        ours("float32 NCHW", "nothing", torch.float32, plain),
+        ours("float32 channels-last", "nothing", torch.float32, packed),
+        ours("bfloat16", "rounding", torch.bfloat16, packed),
+        ours("bfloat16, weak apart", "rounding; apart", torch.bfloat16, packed, joint=False),
+    ]
+    rows = [row for row in rows if options.only in row.name]
+    if options.peer:
+        rows.insert(0, peer(options.peer, options.peer_workers))
+    seconds = measure(rows, options.rounds, options.block)
+    first = statistics.median(seconds[rows[0].name])
+    for row in rows:
+        middle = statistics.median(seconds[row.name])
+        print(f"{row.name:36}{middle * 1e3:8.0f} ms{IMAGES_A_STEP / middle:8.0f}/s{first / middle:7.2f}x  {row.change}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""The two promises the rest of Wazuka keeps: a Method learns, a Detector scores.
+
+A **Method** turns a batch into losses and images into answers. It knows no device, file, optimizer or process:
+it says which streams of images it wants (`streams`), who its players are and how their parameters step (`players`),
+and what the losses are (`loss`, or `moves` for a game). What it remembers is a parameter or a buffer, so that saving,
+moving and resuming need no code of its own.
+
+A **Detector** is fitted after training, from what a frozen network makes of images, and says how odd an image is.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+Schedule = Callable[[float], float]
+Parts = dict[str, Tensor]
+Player = nn.Module | tuple[nn.Module, ...]
+
+
+class Batch(SimpleNamespace):
+    """What the streams deliver for one step: one attribute per view, label and index that the method asked for.
+
+    Images are float32 in [0, 1], shape (N, C, H, W); labels and indices int64, shape (N,).
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream:
+    """A flow of single images, each drawn once per pass over its pool, in an order that the seed decides.
+
+    pool     which images: "labeled", "unlabeled" (which, as in the papers' code, contains the labeled ones),
+             "source", "target", or any name the caller and the method agree on
+    batch    images per step, over all processes
+    views    field of the batch -> name of the policy that makes it ("plain", "weak", "strong", ...);
+             views of one stream show the same images in the same order
+    labels   field of the batch that gets the labels; None: the method may not see them
+    index    field of the batch that gets each image's row in the pool; None: not wanted
+    """
+
+    pool: str
+    batch: int
+    views: Mapping[str, str]
+    labels: str | None = None
+    index: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise ValueError(f"a stream's batch must be at least 1, got {self.batch}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Episodes:
+    """A flow of few-shot tasks: `way` classes, `shot` support and `query` query images of each, drawn without
+    replacement. The batch gets `support` (way*shot, C, H, W) and `query` (way*query, C, H, W), class-major.
+    """
+
+    pool: str
+    way: int
+    shot: int
+    query: int
+    policy: str = "plain"
+
+    def __post_init__(self) -> None:
+        if min(self.way, self.shot, self.query) < 1:
+            raise ValueError(f"way, shot and query must be at least 1, got {self.way}, {self.shot}, {self.query}")
+
+
+def constant(progress: float) -> float:
+    """The schedule that leaves the learning rate alone."""
+    return 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """How a player's parameters step. Weight decay reaches kernels only: biases and norms have one dimension.
+
+    algorithm     "sgd" (Nesterov where momentum > 0), "adam" (decay coupled: added to the gradient) or "adamw"
+                  (decay decoupled: W <- W * (1 - lr * weight_decay))
+    lr            learning rate at the schedule's value 1
+    momentum      SGD's momentum, or Adam's beta1, in [0, 1)
+    beta2         Adam's second beta, in [0, 1)
+    weight_decay  coefficient, as torch.optim takes it
+    schedule      progress in [0, 1] -> factor on lr
+    """
+
+    algorithm: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: float
+    momentum: float = 0.9
+    nesterov: bool = True
+    beta2: float = 0.999
+    weight_decay: float = 0.0
+    schedule: Schedule = field(default=constant)
+
+    def __post_init__(self) -> None:
+        if self.algorithm not in ("sgd", "adam", "adamw"):
+            raise ValueError(f'algorithm must be "sgd", "adam" or "adamw", got {self.algorithm!r}')
+        if self.lr < 0 or self.weight_decay < 0:
+            raise ValueError(f"lr and weight_decay must not be negative, got {self.lr} and {self.weight_decay}")
+        if not 0 <= self.momentum < 1 or not 0 <= self.beta2 < 1:
+            raise ValueError(f"momentum and beta2 must lie in [0, 1), got {self.momentum} and {self.beta2}")
+
+
+class Method(nn.Module):
+    """What the loop needs. Most methods write `streams`, `loss` and `predict`; a game writes `players` and `moves`."""
+
+    settings: Any  # a frozen dataclass; its `optimizer` field serves the default `players`
+
+    def streams(self) -> tuple[Stream | Episodes, ...]:
+        """Which images it wants each step."""
+        raise NotImplementedError
+
+    def players(self) -> dict[Player, Optimizer]:
+        """The modules that step, and how. Default: the whole method, as one."""
+        return {self: self.settings.optimizer}
+
+    def loss(self, batch: Batch, progress: float) -> tuple[Tensor, Parts]:
+        """The scalar to minimize, and detached scalars worth a curve. progress: share of training done, in [0, 1]."""
+        raise NotImplementedError
+
+    def moves(self, batch: Batch, progress: float) -> Iterator[tuple[Player, Tensor, Parts]]:
+        """Yield (player, loss, parts) for each turn. The loop steps that player; then the generator goes on."""
+        total, parts = self.loss(batch, progress)
+        yield self, total, parts
+
+    def after_step(self) -> None:
+        """Called once a step, when all turns are done: averages, queues, centroids."""
+
+    def before_round(self, data: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Called before each pass over the largest pool, in eval mode and without gradient, with every pool's
+        (images uint8, labels): clustering.
+        """
+
+    def predict(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) float in [0, 1] -> (N, classes) probabilities. Call it in eval mode."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a frozen network made of a batch, in one pass; a detector needs nothing else.
+
+    logits       (N, C)
+    features     (N, D)          what enters the last linear layer
+    activations  name -> (N, ...)  outputs of inner layers, in the order they ran; empty unless asked for
+    """
+
+    logits: Tensor
+    features: Tensor
+    activations: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+
+class Detector(nn.Module):
+    """Says how odd an image is to a trained network. Fitted on images that are not odd; never shown odd ones."""
+
+    def fit(self, observations: Callable[[], Iterable[Observation]]) -> "Detector":
+        """Learn from the training images. `observations()` starts a fresh pass over them in batches, so that a
+        detector may look twice without anyone holding all activations at once. Returns itself.
+        """
+        raise NotImplementedError
+
+    def score(self, observation: Observation) -> Tensor:
+        """(N,) float; high means odd."""
+        raise NotImplementedError
+
+
+def parameters_of(player: Player) -> list[nn.Parameter]:
+    """The player's parameters that step, each once, in a fixed order."""
+    modules = player if isinstance(player, tuple) else (player,)
+    unique: dict[nn.Parameter, None] = {p: None for module in modules for p in module.parameters() if p.requires_grad}
+    return list(unique)
+
+
+def as_tensor_parts(**parts: Tensor) -> Parts:
+    """Detach every part, so that a curve never keeps a graph alive."""
+    return {name: torch.as_tensor(value).detach() for name, value in parts.items()}

@@ -1,0 +1,1 @@
+"""Pure maths on tensors that two or more methods share: no state, no files, torch only."""

@@ -1,0 +1,36 @@
+"""Guessing labels for unlabeled images: aligning the guesses with the class prior, and learning the sure ones."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def align(probs: Tensor, model_mean: Tensor, prior: Tensor) -> Tensor:
+    """Distribution alignment (ReMixMatch, Berthelot et al. 2020, Sec. 3.1): scale by prior / model, renormalize.
+
+    probs       (N, C)  guesses
+    model_mean  (C,)    what the model has been guessing on average, before alignment
+    prior       (C,)    what it should guess on average
+    returns     (N, C)  probabilities; the 1e-6 are the authors' code's
+    """
+    scaled = probs * ((prior + 1e-6) / (model_mean + 1e-6))
+    return scaled / scaled.sum(dim=1, keepdim=True)
+
+
+def confident_guess_loss(guesses: Tensor, strong: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of the strong view against the weak view's confident guess (FixMatch, Eq. 4).
+
+    guesses    (N, C)  probabilities from the weak view; no gradient flows into them
+    strong     (N, C)  logits of the same N images
+    threshold          least probability at which a guess is used; above 1 none is
+    returns    ()      nats, mean over all N: a rejected image counts as zero
+               ()      share of the images that were used, in [0, 1]
+    """
+    confidence, guess = guesses.detach().max(dim=1)
+    used = (confidence >= threshold).to(strong.dtype)
+    return (used * F.cross_entropy(strong, guess, reduction="none")).mean(), used.mean()
+
+
+def soft_cross_entropy(targets: Tensor, logits: Tensor) -> Tensor:
+    """Cross-entropy against soft targets, nats, (N, C), (N, C) -> (N,). Gradients flow into both."""
+    return -(targets * torch.log_softmax(logits, dim=1)).sum(dim=1)

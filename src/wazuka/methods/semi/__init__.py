@@ -1,0 +1,1 @@
+"""Semi-supervised learning: a few labels and many images without."""

@@ -1,0 +1,114 @@
+"""FixMatch: guess a label from a weak view, learn it on a strong view.
+
+Sohn et al. 2020, arXiv:2001.07685; google-research/fixmatch. Equation numbers are the paper's.
+Differs from it: the views are made by the data stream, not here; distribution alignment (the paper's Sec. 5, ReMixMatch's Sec.
+3.1) is an option. `joint=False` runs the weak views in a pass of their own without gradient: a third less arithmetic,
+but batch norm then normalizes the two passes apart. Its statistics are taken from the pass that learns.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wazuka.augment.ctaugment import CTAugment
+from wazuka.contract import Batch, Method, Optimizer, Parts, Stream, as_tensor_parts
+from wazuka.functional.guessing import align, confident_guess_loss
+from wazuka.functional.schedules import cosine_7_16
+from wazuka.parts.averaged import AveragedWeights
+from wazuka.parts.batchnorm import frozen_statistics
+from wazuka.parts.running import RecentMean, RunningMean
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixMatchSettings:
+    labeled_batch: int = 64        # B, Sec. 4
+    unlabeled_ratio: int = 7       # mu, Sec. 4
+    threshold: float = 0.95        # tau, Sec. 2.2
+    unlabeled_weight: float = 1.0  # lambda_u, Sec. 2.2
+    alignment: bool = False        # distribution alignment, Sec. 5
+    joint: bool = True             # one forward pass over all views, as the authors' code has it
+    averaging: float = 0.999       # decay of the weights used to answer, Sec. 4
+    optimizer: Optimizer = field(
+        default_factory=lambda: Optimizer(lr=0.03, weight_decay=5e-4, schedule=cosine_7_16)  # Sec. 4, App. B
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold:
+            raise ValueError(f"threshold must not be negative (above 1 no guess is used), got {self.threshold}")
+        if self.unlabeled_ratio < 1 or self.unlabeled_weight < 0:
+            raise ValueError("unlabeled_ratio must be at least 1 and unlabeled_weight not negative")
+
+
+class FixMatch(Method):
+    """One network, two views of each unlabeled image; answers come from the averaged weights.
+
+    net      images -> (N, classes) logits
+    classes  C
+    learned  CTAugment, whose rates are learned from probe views; None: the strong policy is fixed (RandAugment)
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        classes: int,
+        settings: FixMatchSettings | None = None,
+        learned: CTAugment | None = None,
+    ):
+        super().__init__()
+        self.net, self.settings, self.learned = net, settings or FixMatchSettings(), learned
+        self.average = AveragedWeights(net, self.settings.averaging)
+        self.guessed = RecentMean(classes)           # p_model, ReMixMatch Sec. 3.1
+        self.prior = RunningMean(classes, decay=0.999)  # p_data, estimated from the labels as they come
+
+    def streams(self) -> tuple[Stream, ...]:
+        s = self.settings
+        labeled = {"images": "weak"} | ({"probe": "probe"} if self.learned is not None else {})
+        guessed = {"weak": "weak", "strong": "strong"}
+        return (
+            Stream(pool="labeled", batch=s.labeled_batch, views=labeled, labels="labels"),
+            Stream(pool="unlabeled", batch=s.labeled_batch * s.unlabeled_ratio, views=guessed),
+        )
+
+    def loss(self, batch: Batch, progress: float) -> tuple[Tensor, Parts]:
+        labeled, weak, strong = self._logits(batch.images, batch.weak, batch.strong)
+        supervised = F.cross_entropy(labeled, batch.labels)  # Eq. 3
+        unlabeled, used = confident_guess_loss(self._guess(weak, batch.labels), strong, self.settings.threshold)
+        total = supervised + self.settings.unlabeled_weight * unlabeled  # Sec. 2.2
+        if self.learned is not None:
+            self._learn_augmentation(batch)
+        return total, as_tensor_parts(supervised=supervised, unlabeled=unlabeled, used=used)
+
+    def _logits(self, images: Tensor, weak: Tensor, strong: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if self.settings.joint:  # one pass, because batch norm must see labeled and unlabeled images together
+            labeled, guesses, learned = self.net(torch.cat([images, weak, strong])).split(
+                [len(images), len(weak), len(strong)]
+            )
+            return labeled, guesses, learned
+        labeled, learned = self.net(torch.cat([images, strong])).split([len(images), len(strong)])
+        with torch.no_grad(), frozen_statistics(self.net):
+            guesses = self.net(weak)
+        return labeled, guesses, learned
+
+    @torch.no_grad()
+    def _guess(self, weak: Tensor, labels: Tensor) -> Tensor:
+        probs = weak.softmax(dim=1)
+        if not self.settings.alignment:
+            return probs
+        aligned = align(probs, self.guessed.value, self.prior.value)  # both are read before, and updated after
+        self.guessed.update(probs.mean(dim=0))
+        self.prior.update(F.one_hot(labels, probs.shape[1]).float().mean(dim=0))
+        return aligned
+
+    @torch.no_grad()
+    def _learn_augmentation(self, batch: Batch) -> None:
+        # the averaged weights in eval mode, as in cta/lib/train.py; the probability of the truth is the proximity
+        probs = self.predict(batch.probe)
+        self.learned.update(batch.probe_draw, probs.gather(1, batch.labels[:, None])[:, 0])
+
+    def after_step(self) -> None:
+        self.average.update(self.net)
+
+    def predict(self, images: Tensor) -> Tensor:
+        return self.average(images).softmax(dim=1)

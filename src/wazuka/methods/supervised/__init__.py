@@ -1,0 +1,1 @@
+"""Learning from the labels alone: the floor that every other method must beat."""

@@ -1,0 +1,1 @@
+"""Small modules that remember: averaged weights, running means. Their memory is buffers, so it saves itself."""
