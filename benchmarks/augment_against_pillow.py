@@ -2,9 +2,11 @@
 
 Both do what FixMatch's strong view asks for: mirror, reflect-pad by 4 of 32 pixels and crop, two of 14 random
 operations with probability 0.5 each, a gray square of half the side. Pillow's side follows FixMatch-pytorch's
-`RandAugmentMC`: it gets as many worker processes as Wazuka gets threads, and its workers keep their results, so that
-nothing is lost to sending images between processes; a DataLoader does send them, and has a row of its own. Rounds
-alternate, so that a busy machine slows both; the ratio is the median over rounds.
+`RandAugmentMC`, in one process per core; its workers keep their results, so that nothing is lost to sending images
+between processes. A DataLoader does send them, and has a row of its own. Wazuka runs as in training, in one process
+with a thread per core; the last row shows it in one process per core. Ways take turns, round by round, so that a busy
+machine slows all; the ratio is the median over rounds. Run it on idle cores: threads that wait for a core that
+another program holds slow torch far more than they slow Pillow.
 
     python benchmarks/augment_against_pillow.py [--cores 2] [--rounds 7] [--out results/augment_against_pillow.json]
 """
@@ -18,6 +20,8 @@ import statistics
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +72,7 @@ def pillow_strong(pixels: np.ndarray) -> np.ndarray:
     return np.asarray(image)
 
 
-class PillowSet(torch.utils.data.Dataset):
+class PillowSet(torch.utils.data.Dataset[torch.Tensor]):
     """The images as a DataLoader wants them."""
 
     def __init__(self, images: np.ndarray):
@@ -81,17 +85,28 @@ class PillowSet(torch.utils.data.Dataset):
         return torch.from_numpy(pillow_strong(self.images[row]).copy())
 
 
-def _work(images: np.ndarray, ready: "multiprocessing.synchronize.Barrier", orders: "multiprocessing.Queue") -> None:
+def _batches(policy: Policy, images: torch.Tensor, batch: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for start in range(0, len(images), batch):
+        policy(images[start : start + batch], generator)
+
+
+def _work(images: np.ndarray, batch: int, ready: Barrier, orders: "multiprocessing.Queue[str]") -> None:
     """A worker: wait for an order, meet the others, augment its share, meet again."""
     torch.set_num_threads(1)
-    while orders.get():
+    tensors = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    policy = Chain((Weak(flip=True), RandAugment()))
+    while order := orders.get():
         ready.wait()
-        for pixels in images:
-            pillow_strong(pixels)
+        if order == "pillow":
+            for pixels in images:
+                pillow_strong(pixels)
+        else:
+            _batches(policy, tensors, batch, seed=0)
         ready.wait()
 
 
-def measure(cores: int, rounds: int, batch: int, count: int) -> dict:
+def measure(cores: int, rounds: int, batch: int, count: int) -> dict[str, dict[str, float]]:
     """Images per second of every way, medians over rounds; and the ratios to Pillow of the same round."""
     torch.set_num_threads(cores)
     images = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
@@ -107,26 +122,25 @@ def measure(cores: int, rounds: int, batch: int, count: int) -> dict:
     context = multiprocessing.get_context("fork")
     ready, orders = context.Barrier(cores + 1), context.Queue()
     shares = np.array_split(images, cores)
-    workers = [context.Process(target=_work, args=(share, ready, orders), daemon=True) for share in shares]
+    workers = [context.Process(target=_work, args=(share, batch, ready, orders), daemon=True) for share in shares]
     for worker in workers:
         worker.start()
     loader = torch.utils.data.DataLoader(
         PillowSet(images), batch_size=batch, num_workers=cores, persistent_workers=True, multiprocessing_context="fork"
     )
-    generator = torch.Generator().manual_seed(0)
 
-    def pillow() -> None:
+    def by_workers(order: str) -> None:
         for _ in workers:
-            orders.put(True)
+            orders.put(order)
         ready.wait()
         ready.wait()
 
-    def in_batches(policy: Policy) -> None:
-        for part in tensors.split(batch):
-            policy(part, generator)
-
-    ways = {"pillow": pillow, "pillow, DataLoader": lambda: [None for _ in loader]}
-    ways |= {name: (lambda policy=policy: in_batches(policy)) for name, policy in policies.items()}
+    ways: dict[str, Callable[[], object]] = {
+        "pillow": partial(by_workers, "pillow"),
+        "pillow, DataLoader": lambda: [None for _ in loader],
+    }
+    ways |= {name: partial(_batches, policy, tensors, batch, seed=0) for name, policy in policies.items()}
+    ways["fixmatch, processes"] = partial(by_workers, "fixmatch")
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(rounds + 1):
         for name, way in ways.items():
@@ -135,14 +149,13 @@ def measure(cores: int, rounds: int, batch: int, count: int) -> dict:
             if turn:  # the first round warms up
                 seconds[name].append(time.perf_counter() - start)
     for _ in workers:
-        orders.put(False)
-    return {
-        name: {
-            "images_per_second": round(count / statistics.median(spent)),
-            "ratio_to_pillow": round(statistics.median(p / s for p, s in zip(seconds["pillow"], spent, strict=True)), 2),
-        }
-        for name, spent in seconds.items()
-    }
+        orders.put("")
+    rows = {}
+    for name, spent in seconds.items():
+        ratios = [pillow / own for pillow, own in zip(seconds["pillow"], spent, strict=True)]
+        speed = count / statistics.median(spent)
+        rows[name] = {"images_per_second": round(speed), "ratio_to_pillow": round(statistics.median(ratios), 2)}
+    return rows
 
 
 def main() -> None:
@@ -156,7 +169,7 @@ def main() -> None:
     rows = measure(args.cores, args.rounds, args.batch, args.count)
     print(f"32x32x3, {args.cores} cores, batches of {args.batch}; Pillow {PIL.__version__}, torch {torch.__version__}")
     for name, row in rows.items():
-        print(f"  {name:20s} {row['images_per_second']:>9,} images/s   {row['ratio_to_pillow']:>7.2f} x Pillow")
+        print(f"  {name:22s} {row['images_per_second']:>9,} images/s   {row['ratio_to_pillow']:>7.2f} x Pillow")
     settings = {"cores": args.cores, "batch": args.batch, "rounds": args.rounds, "count": args.count}
     versions = {"pillow": PIL.__version__, "torch": torch.__version__, "python": platform.python_version()}
     line = json.dumps({"benchmark": "augment_against_pillow", "rows": rows, **settings, "versions": versions,

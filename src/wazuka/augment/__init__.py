@@ -1,6 +1,7 @@
 """Batched augmentation that runs where the images are, one set of random parameters for each image."""
 
 from wazuka.augment.ctaugment import CTAugment
+from wazuka.augment.mixing import cutmix, cutmix_boxes, mixing_weights, mixup
 from wazuka.augment.policy import (
     AffineStrong,
     Chain,
@@ -24,4 +25,8 @@ __all__ = [
     "RandAugment",
     "RandomResizedCrop",
     "Weak",
+    "cutmix",
+    "cutmix_boxes",
+    "mixing_weights",
+    "mixup",
 ]

@@ -38,7 +38,7 @@ def luma(images: Tensor) -> Tensor:
     """(N, 1, H, W) uint8: ITU-R 601 gray, rounded as Pillow's `convert("L")`."""
     if images.shape[1] == 1:
         return images
-    red, green, blue = images.to(torch.float32).split(1, dim=1)  # all sums stay below 2^24: exact in float32
+    red, green, blue = images.to(torch.float32)[:, :, None].unbind(dim=1)  # all sums stay below 2^24: exact in float32
     return as_bytes((red * 19595).add_(green, alpha=38470).add_(blue, alpha=7471).add_(32768).mul_(2**-16))
 
 
@@ -84,7 +84,7 @@ def autocontrast(images: Tensor) -> Tensor:
     low, high = pixels.amin(dim=2, keepdim=True), pixels.amax(dim=2, keepdim=True)  # aminmax is four times slower
     levels = torch.arange(256, dtype=torch.float64, device=images.device)
     low, span = low.to(torch.float64), (high - low).to(torch.float64)
-    slope = 255 / span.clamp(min=1)
+    slope = torch.full_like(span, 255) / span.clamp(min=1)  # `255 / span` would round twice, by way of 1 / span
     stretched = (levels * slope - low * slope).clamp_(0, 255)  # Pillow's order of operations, in its double precision
     return _look_up(torch.where(span > 0, stretched, levels).to(torch.uint8), images)
 
@@ -113,7 +113,7 @@ def hue(images: Tensor, turn: Tensor) -> Tensor:
     rgb = images.to(torch.float32)
     value, low = rgb.amax(dim=1, keepdim=True), rgb.amin(dim=1, keepdim=True)
     chroma = value - low
-    red, green, blue = rgb.split(1, dim=1)
+    red, green, blue = rgb[:, :, None].unbind(dim=1)
     safe = chroma.clamp(min=1)
     sextant = torch.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4)
     sextant = torch.where(value == red, (green - blue) / safe, sextant) + 6 * _per_image(turn)

@@ -9,6 +9,7 @@ nearest sampling turns into nothing (here: 0.3 of the side), and ReMixMatch's re
 (FixMatch's, and here: a quarter of the side).
 """
 
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -21,7 +22,6 @@ from wazuka.augment.operations import IDENTITY, Blend, Change, Map, Operation, O
 from wazuka.augment.policy import draw
 from wazuka.functional.processes import process_count
 
-
 BINS: dict[str, tuple[int, ...]] = {  # one number for each parameter
     "autocontrast": (17,), "blur": (17,), "brightness": (17,), "color": (17,), "contrast": (17,), "cutout": (17,),
     "equalize": (17,), "invert": (17,), "identity": (), "posterize": (8,), "rescale": (17, 6), "rotate": (17,),
@@ -30,7 +30,7 @@ BINS: dict[str, tuple[int, ...]] = {  # one number for each parameter
 }  # fmt: skip
 
 
-def _operations(strict: str | None) -> dict[str, Operation]:
+def operations(strict: str | None) -> dict[str, Operation]:
     """What each operation does at level v in [0, 1). Columns: v, a second level, and where a square goes."""
 
     def offset(v: Tensor, side: int) -> Tensor:
@@ -60,6 +60,12 @@ def _operations(strict: str | None) -> dict[str, Operation]:
         "translate_x": Map(lambda size, v, *_: translation(offset(v, size[1]), 0 * v)),
         "translate_y": Map(lambda size, v, *_: translation(0 * v, offset(v, size[0]))),
     }
+
+
+@lru_cache
+def _table(strict: str | None) -> OperationTable:
+    known = operations(strict)
+    return OperationTable({name: known[name] for name in BINS})
 
 
 def _cutout(images: Tensor, v: Tensor, second: Tensor, across: Tensor, down: Tensor) -> Tensor:
@@ -102,8 +108,7 @@ class CTAugment(nn.Module):
         if strict not in (None, "fixmatch", "remixmatch"):
             raise ValueError(f'strict must be None, "fixmatch" or "remixmatch", got {strict!r}')
         self.depth, self.threshold, self.decay, self.cutout, self.strict = depth, threshold, decay, cutout, strict
-        self._table = OperationTable(_operations(strict))
-        bins = [[*BINS[name], 0, 0][:_PARAMETERS] for name in self._table.names]
+        bins = [[*counts, 0, 0][:_PARAMETERS] for counts in BINS.values()]
         self.register_buffer("weights", torch.ones(len(bins), _PARAMETERS, _MOST_BINS))
         self.register_buffer("bins", torch.tensor(bins), persistent=False)
 
@@ -119,11 +124,12 @@ class CTAugment(nn.Module):
             bins = (bins - 1).clamp(min=0)
         cumulative = used.cumsum(dim=2)
         cumulative = cumulative / cumulative[..., -1:]
-        packed = torch.cat([choice[..., None].to(torch.float64), within, which_bin], dim=2).to(device, non_blocking=True)
-        operation, within, which_bin = packed[..., 0].to(torch.int64), packed[..., 1:3], packed[..., 3:5]
+        numbers = torch.cat([choice[..., None].to(torch.float64), within, which_bin], dim=2)
+        numbers = numbers.to(device, non_blocking=True)
+        operation, within, which_bin = numbers[..., 0].to(torch.int64), numbers[..., 1:3], numbers[..., 3:5]
         chosen = (which_bin[..., None] >= cumulative[operation]).sum(dim=3)  # an unused bin has no width: never chosen
         levels = (chosen + within) / bins[operation].clamp(min=1)
-        images = self._apply(images, choice, levels, where)
+        images = self._changed(images, choice, levels, where)
         if self.cutout:
             across, down = draw(generator, 2, len(images)).to(device, non_blocking=True)
             images = _cutout(images, torch.ones_like(across), across, across, down)
@@ -137,7 +143,7 @@ class CTAugment(nn.Module):
         """
         choice, levels, _, where = self._draw(len(images), generator)
         record = torch.cat([choice[..., None].to(levels.dtype), levels], dim=2).to(images.device, non_blocking=True)
-        return self._apply(images, choice, record[..., 1:], where), record
+        return self._changed(images, choice, record[..., 1:], where), record
 
     @torch.no_grad()
     def update(self, draw: Tensor, proximity: Tensor) -> None:
@@ -176,13 +182,13 @@ class CTAugment(nn.Module):
 
     def _draw(self, n: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(n, depth) operations, and three times (n, depth, 2) uniform: level, bin, place of a cutout. On the CPU."""
-        choice = (draw(generator, n, self.depth) * len(self._table)).to(torch.int64)
+        choice = (draw(generator, n, self.depth) * len(BINS)).to(torch.int64)
         within, which_bin, where = draw(generator, 3, n, self.depth, 2)
         return choice, within, which_bin, where
 
-    def _apply(self, images: Tensor, choice: Tensor, levels: Tensor, where: Tensor) -> Tensor:
+    def _changed(self, images: Tensor, choice: Tensor, levels: Tensor, where: Tensor) -> Tensor:
         parameters = torch.cat([levels, where.to(images.device, non_blocking=True)], dim=2)  # (N, depth, 4)
-        return self._table.apply(images, choice.mT, parameters.permute(1, 2, 0))
+        return _table(self.strict).apply(images, choice.mT, parameters.permute(1, 2, 0))
 
 
 def _from_all_processes(rows: Tensor) -> Tensor:

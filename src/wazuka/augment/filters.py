@@ -34,7 +34,7 @@ def sharpness(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
-    """Gaussian blur, the border repeated. sigma: (N,) pixels; 0 changes nothing. Pillow's is three box blurs instead."""
+    """Gaussian blur, the border repeated. sigma: (N,) pixels; 0 changes nothing. (Pillow's is three box blurs.)"""
     rows = _gaussian_weights(sigma, images.shape[2])
     columns = _gaussian_weights(sigma, images.shape[3])
     blurred = torch.matmul(torch.matmul(rows[:, None], images.to(torch.float32)), columns.mT[:, None])
@@ -73,8 +73,7 @@ def _gaussian_weights(sigma: Tensor, size: int) -> Tensor:
     spread = sigma.to(torch.float32).clamp(min=1e-3)[:, None, None]
     weights = torch.exp(-0.5 * ((wide - place[:, None]) / spread) ** 2)       # (N, size, 3 size)
     weights = weights / weights.sum(dim=2, keepdim=True)
-    before, inside, after = weights.split(size, dim=2)
-    inside = inside.clone()
-    inside[:, :, 0] += before.sum(dim=2)
-    inside[:, :, -1] += after.sum(dim=2)
+    inside = weights[:, :, size:-size].clone()
+    inside[:, :, 0] += weights[:, :, :size].sum(dim=2)
+    inside[:, :, -1] += weights[:, :, -size:].sum(dim=2)
     return inside

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from wazuka.augment.color import blend
-from wazuka.augment.geometry import Size, affine
+from wazuka.augment.geometry import affine, size_of
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,10 @@ class OperationTable:
 
     def __init__(self, operations: Mapping[str, Operation], fill: int = 0):
         self.names, self.fill = tuple(operations), fill
-        kinds = (Change, Blend, Map)
+        kinds: tuple[type, ...] = (Change, Blend, Map)
         rank = sorted(range(len(operations)), key=lambda place: kinds.index(type(operations[self.names[place]])))
         self._operations = [operations[self.names[place]] for place in rank]  # operations of one kind are neighbors
         self._place = torch.tensor(rank).argsort()
-        self._single = sum(isinstance(operation, Change) for operation in self._operations)
-        self._blends = sum(isinstance(operation, Blend) for operation in self._operations)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -63,6 +61,8 @@ class OperationTable:
         choices     (T, N) int64 on the CPU, so that nothing waits for the device to learn how many images go where
         parameters  (T, P, N) on the CPU or the images' device
         """
+        if len(images) == 0 or len(choices) == 0:
+            return images
         places = self._place[choices]
         orders = places.argsort(dim=1, stable=True)
         backs = orders.argsort(dim=1)
@@ -73,31 +73,26 @@ class OperationTable:
         turns = len(choices)
         for turn in range(turns):
             counts = places[turn].bincount(minlength=len(self)).tolist()
-            own = columns[turn].index_select(1, moves[turns + 1 + turn]).split(counts, dim=1)
-            images = self._turn(images.index_select(0, moves[turn]).split(counts), own)
+            own = columns[turn].index_select(1, moves[turns + 1 + turn]).split_with_sizes(counts, dim=1)
+            images = self._turn(images.index_select(0, moves[turn]).split_with_sizes(counts), own)
         return images.index_select(0, moves[turns])
 
     def _turn(self, images: Sequence[Tensor], columns: Sequence[Tensor]) -> Tensor:
         """One group of images and its (P, n) parameters for each operation, in their own order -> all images."""
-        groups = list(zip(self._operations, images, columns, strict=True))
-        middle, last = self._single, self._single + self._blends
-        changed = [op.change(group, *own) for op, group, own in groups[:middle] if len(group)]  # type: ignore[union-attr]
-        changed += self._blend([entry for entry in groups[middle:last] if len(entry[1])])
-        changed += self._map([entry for entry in groups[last:] if len(entry[1])])
+        changed, ends, maps, mapped = [], [], [], []
+        for operation, group, own in zip(self._operations, images, columns, strict=True):
+            if len(group) == 0:
+                continue
+            if isinstance(operation, Change):
+                changed.append(operation.change(group, *own))
+            elif isinstance(operation, Blend):
+                first, second, factor = operation.ends(group, *own)
+                ends.append((first.expand(group.shape), second.expand(group.shape), factor))
+            else:
+                maps.append(operation.maps(size_of(group), *own))
+                mapped.append(group)
+        if ends:
+            changed.append(blend(*(torch.cat(parts) for parts in zip(*ends, strict=True))))
+        if maps:
+            changed.append(affine(torch.cat(mapped), torch.cat(maps), fill=self.fill))
         return torch.cat(changed)
-
-    def _blend(self, groups: list) -> list[Tensor]:
-        if not groups:
-            return []
-        first, second, factor = zip(*(op.ends(group, *own) for op, group, own in groups), strict=True)
-        shapes = [group.shape for _, group, _ in groups]
-        first = torch.cat([end.expand(shape) for end, shape in zip(first, shapes, strict=True)])
-        second = torch.cat([end.expand(shape) for end, shape in zip(second, shapes, strict=True)])
-        return [blend(first, second, torch.cat(factor))]
-
-    def _map(self, groups: list) -> list[Tensor]:
-        if not groups:
-            return []
-        size: Size = tuple(groups[0][1].shape[2:])
-        maps = torch.cat([op.maps(size, *own) for op, _, own in groups])
-        return [affine(torch.cat([group for _, group, _ in groups]), maps, fill=self.fill)]

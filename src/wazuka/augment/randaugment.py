@@ -10,11 +10,12 @@ google-research/fixmatch, libml/augment.py and third_party/auto_augment/augmenta
   only weaken (0.05 to 0.95), the ends of Solarize reach black-is-white. Empty corners become black.
 
 Neither includes the weak view (mirroring and moving) that both papers' code applies first: put `Weak` before it.
-Differs from the code: translations are shares of the side (10 pixels of 32); the gray of the square is 127 in both, where
-USB has (125, 123, 114); a mid-gray corner that later operations of the same image change is not set back to gray.
+Differs from the code: "fixmatch" translations are shares of the side (10 pixels of 32); the square is gray 127 in both,
+where USB has (125, 123, 114); an empty corner that a later operation changes is not set back to gray.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -109,19 +110,23 @@ class RandAugment:
 
     def __call__(self, images: Tensor, generator: Generator) -> Tensor:
         n = len(images)
-        known = _FIXMATCH if self.form == "fixmatch" else _USB
-        table = OperationTable({name: known[name] for name in self.operations} | {"skip": IDENTITY}, self.fill)
         which, level, sign, chance = draw(generator, 4, self.count, n)
         choices = (which * len(self.operations)).to(torch.int64)
         choices = torch.where(chance < self.probability, choices, len(self.operations))
         if self.form == "fixmatch":
             level = 1 + (level * self.strongest).floor()
-        if self.count:
-            images = table.apply(images, choices, torch.stack([level, torch.where(sign < 0.5, -1.0, 1.0)], dim=1))
+        table = _table(self.form, self.operations, self.fill)
+        images = table.apply(images, choices, torch.stack([level, torch.where(sign < 0.5, -1.0, 1.0)], dim=1))
         center, share = draw(generator, n, 2), draw(generator, n)
         if self.form == "fixmatch":
             return random_cutout(images, center.to(images.device, non_blocking=True), self.cutout)
         return geometry.cutout(images, _usb_boxes(images, center, share * self.cutout).to(images.device))
+
+
+@lru_cache
+def _table(form: str, operations: tuple[str, ...], fill: int) -> OperationTable:
+    known = _FIXMATCH if form == "fixmatch" else _USB
+    return OperationTable({name: known[name] for name in operations} | {"skip": IDENTITY}, fill)
 
 
 def _usb_boxes(images: Tensor, center: Tensor, share: Tensor) -> Tensor:

@@ -98,10 +98,6 @@ def decode(data: bytes, shape: Shape) -> Picture:
                 scale = 2 * _scale(image.size, size, shape.fit)
                 image.draft(None, (round(width * scale) + 1, round(height * scale) + 1))
             image.load()
-            if turn > 1:
-                turn = _orientation(image)  # Pillow turns a TIFF by itself while loading
-                if turn == 1 and shape.size is not None:
-                    size = shape.size
             plain, dark = _plain(image)
         except MemoryError:
             raise Unreadable(f"too large for this machine's memory: {width} x {height} pixels") from None
@@ -175,6 +171,8 @@ def _animated(image: Image.Image) -> bool:
 
 
 def _orientation(image: Image.Image) -> int:
+    if image.format == "TIFF":  # Pillow turns these by itself, pixels and size
+        return 1
     try:
         turn = int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # a damaged EXIF block must not cost the picture

@@ -1,0 +1,436 @@
+"""The main job, end to end: from pictures with a few labels to a trained classifier, its number, and its report."""
+
+import dataclasses
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+import wazuka
+from wazuka.app.catalog import Entry, entry, make_settings
+from wazuka.app.gallery import save_gallery
+from wazuka.app.learn import Interrupted, Learner, Watch
+from wazuka.app.model import Model, save_model
+from wazuka.app.plan import Plan, plan_for
+from wazuka.app.reporting import write_report
+from wazuka.app.runs import FORMAT, Run, new_run, open_run
+from wazuka.atomic import save_atomic, write_atomic
+from wazuka.data import (
+    Dataset,
+    Draw,
+    ImageSet,
+    describe_duplicates,
+    draw_from_json,
+    draw_to_json,
+    find_duplicates,
+    folds,
+    holdout,
+    make_draw,
+    open_images,
+    require_labels,
+)
+from wazuka.errors import UserError
+from wazuka.evaluation import Evaluation, evaluate
+from wazuka.training.processes import fast_precision, launch
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+HELD_OUT_SHARE = 0.3     # of the labeled images, where a draw leaves labels to spare and no test images are given
+HELD_OUT_MOST = 5000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """What the user asked for; a resumed run must find it unchanged. See `fit`."""
+
+    source: str
+    labels: str | None = None
+    labels_per_class: int | None = None
+    seed: int = 0
+    method: str = "fixmatch"
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    steps: int | None = None
+    minutes: float | None = None
+    size: int | None = None
+    fit: str = "crop"
+    flip: bool | None = None
+    folds: int = 4
+    precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.minutes is not None:
+            raise UserError("--steps and --minutes both say how long to train; give one of them.")
+        for name in ("steps", "minutes", "labels_per_class", "size"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise UserError(f"--{name.replace('_', '-')} must be positive, got {value}.")
+        if self.folds < 0 or self.folds == 1:
+            raise UserError(f"--folds must be 0 (no cross-validation) or at least 2, got {self.folds}.")
+        if self.precision not in ("auto", "float32", "bfloat16"):
+            raise UserError(f'--precision must be "auto", "float32" or "bfloat16", got {self.precision!r}.')
+
+    def command(self, out: Path, resume: bool = False) -> str:
+        """The command line that makes (or resumes) this run."""
+        words = ["wazuka", "fit", self.source]
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name in ("source", "settings") or value == field.default:
+                continue
+            if field.name == "flip":
+                words.append("--flip" if value else "--no-flip")
+            else:
+                words += [f"--{field.name.replace('_', '-')}", str(value)]
+        for name, value in self.settings.items():
+            words += ["--set", f"{name}={value}"]
+        return shlex.join([*words, "--out", str(out), *(["--resume"] if resume else [])])
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is learned from, and what the number will be measured on.
+
+    train     few labels, the rest -1; holds no test image
+    test      labeled images that no training sees, or None
+    draw      who kept a label, where labels were drawn
+    protocol  in words, for the report
+    """
+
+    data: Dataset
+    train: ImageSet
+    test: ImageSet | None
+    draw: Draw | None
+    protocol: str
+    duplicates: list[str]
+
+
+def prepare(data: Dataset, labels_per_class: int | None, seed: int, cross_validated: bool, draw: Draw | None) -> Prepared:
+    """Draw the labels and set the test images apart. `draw` redoes an earlier draw. Raises UserError."""
+    require_labels(data)
+    train, test = data.train, data.test
+    if test is not None:
+        test = test.subset(test.labeled) if test.n_labeled else None
+    protocol = f"on the {len(test):,} test images of {data.name}, which no training saw" if test is not None else ""
+    if test is None and labels_per_class is not None:
+        spare = train.n_labeled - labels_per_class * train.n_classes
+        size = min(HELD_OUT_MOST, round(HELD_OUT_SHARE * train.n_labeled), spare)
+        if size >= train.n_classes:
+            stays, held = holdout(train.labels, size, seed=seed, groups=train.extras.get("group"))
+            train, test = train.subset(stays), train.subset(held)
+            protocol = f"on {len(test):,} labeled images held out at random, which no training saw"
+    if labels_per_class is not None:
+        draw = draw or make_draw(train, per_class=labels_per_class, seed=seed)
+        train = draw.apply(train)
+    if test is None:
+        protocol = (
+            "by cross-validation on the labels: each is guessed by a network that did not see it"
+            if cross_validated
+            else "not at all: there are no test images, and cross-validation was switched off"
+        )
+    duplicates = describe_duplicates(find_duplicates(Dataset(data.name, data.source, train, test)))
+    return Prepared(data, train, test, draw, protocol, duplicates)
+
+
+def fit(
+    source: str,
+    labels: str | None = None,
+    *,
+    labels_per_class: int | None = None,
+    seed: int = 0,
+    method: str = "fixmatch",
+    settings: Mapping[str, Any] | None = None,
+    steps: int | None = None,
+    minutes: float | None = None,
+    size: int | None = None,
+    fit: str = "crop",
+    flip: bool | None = None,
+    folds: int = 4,
+    precision: str = "auto",
+    out: str | Path | None = None,
+    resume: bool = False,
+    watch: Watch | None = None,
+    opening: Any = None,
+    baselines: Any = None,
+) -> Model:
+    """Train a classifier from a few labels and many images, measure it, and write the run.
+
+    source            a folder, a label file, Parquet, or a public set's name (see `wazuka.images`)
+    labels            a CSV file of `file,label` beside the folder
+    labels_per_class  keep that many labels of each class, hide the others: to learn what few labels would do
+    seed              decides the draw, the start and every augmentation
+    method            "fixmatch", "supervised", ... (`wazuka methods`); settings: its settings, by name
+    steps, minutes    how long to train; neither: what the plan for images of this size says
+    size              pixels images are brought to; fit: how ("crop", "pad", "squash")
+    flip              whether a mirrored image still is of its class; None: yes for photos in color
+    folds             of the cross-validation that measures a run without test images; 0: none
+    out               the run's folder; resume: go on with it
+    watch             progress and stopping; opening: called with (images done, images in all) while decoding
+    baselines         called with Prepared, returns rows for the report's table
+
+    Raises UserError for wrong input, Interrupted when `watch.stop()` ended it.
+    """
+    choices = Choices(
+        source=str(source), labels=None if labels is None else str(labels), labels_per_class=labels_per_class,
+        seed=seed, method=method, settings=dict(settings or {}), steps=steps, minutes=minutes, size=size, fit=fit,
+        flip=flip, folds=folds, precision=precision,
+    )  # fmt: skip
+    item = entry(choices.method)
+    made_settings = make_settings(item, choices.settings)  # before any image is read: a typo should not cost minutes
+    folder = Path(out) if out is not None else free_folder(Path(str(source)).name or "run")
+    data = open_images(choices.source, choices.labels, size=choices.size, fit=choices.fit, progress=opening)
+    fabric = launch()
+    run, before = _claim(folder, choices, data, resume, fabric)
+    draw = draw_from_json((run.folder / "draw.json").read_bytes()) if before and choices.labels_per_class else None
+    prepared = prepare(data, choices.labels_per_class, choices.seed, choices.folds > 0, draw)
+    job = _Job(choices, item, made_settings, prepared, fabric, run, watch or Watch())
+    return job.work(before, baselines)
+
+
+def free_folder(name: str) -> Path:
+    """runs/NAME, or runs/NAME-2, ... where nothing is yet."""
+    stem = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name).strip(".-") or "run"
+    number = 1
+    while (folder := Path("runs") / (stem if number == 1 else f"{stem}-{number}")).exists():
+        number += 1
+    return folder
+
+
+def _claim(
+    folder: Path, choices: Choices, data: Dataset, resume: bool, fabric: "Fabric"
+) -> tuple[Run, dict[str, Any] | None]:
+    """The run's folder and, when it is resumed, what it recorded at its start. Raises UserError."""
+    started = (folder / "run.json").exists()
+    if not resume or not started:
+        if fabric.is_global_zero:
+            new_run(folder)
+        fabric.barrier()
+        return Run(folder), None
+    run = open_run(folder)
+    before = run.read("run.json")
+    if before["state"] == "done":
+        raise UserError(f"{folder} is finished: there is nothing to resume.")
+    asked = _plain(dataclasses.asdict(choices))
+    changed = [name for name, value in asked.items() if before["choices"].get(name) != value]
+    if changed:
+        said = ", ".join(f"{name} = {before['choices'].get(name)}" for name in changed)
+        raise UserError(f"{folder} was started with {said}; resume it with: {before['resume']}")
+    if before["fingerprint"] != data.fingerprint:
+        raise UserError(f"The images of {choices.source} have changed since {folder} was started; fit them anew.")
+    return run, before
+
+
+@dataclass
+class _Job:
+    """One run being made; the steps of `work` are the story."""
+
+    choices: Choices
+    item: Entry
+    settings: Any
+    prepared: Prepared
+    fabric: "Fabric"
+    run: Run
+    watch: Watch
+
+    def work(self, before: dict[str, Any] | None, baselines: Any) -> Model:
+        plan, settings = self._plan()
+        precision = self._precision()
+        learner = self._learner(plan, settings, precision, self.prepared.train, self.choices.seed)
+        stages = 1 + (self.choices.folds / 2 if self.prepared.test is None else 0)
+        steps = before["steps"] if before else self._steps(learner, plan, stages)
+        facts = self._facts(plan, settings, precision, steps)
+        if before is None and self.fabric.is_global_zero:
+            self.run.write("run.json", facts)
+            if self.prepared.draw is not None:
+                write_atomic(self.run.folder / "draw.json", draw_to_json(self.prepared.draw))
+        try:
+            seconds = learner.learn(steps, "final", self.watch, self.run, self.prepared.test)
+            held_out = self._measure(learner, plan, settings, precision, steps)
+        except Interrupted:
+            raise Interrupted(facts["resume"]) from None
+        if self.fabric.is_global_zero:
+            self._write(learner, facts, steps, seconds, held_out, baselines)
+        self.fabric.barrier()
+        train = self.prepared.train
+        metrics = self.run.read("metrics.json")
+        return Model(
+            learner.method, train.classes, train.size, train.channels, self.choices.fit, metrics, self.fabric.device
+        )
+
+    def _plan(self) -> tuple[Plan, Any]:
+        train = self.prepared.train
+        plan = plan_for(*train.size, train.channels, self.choices.flip)
+        names = {field.name for field in dataclasses.fields(self.item.settings)} if self.item.settings else set()
+        planned = {name: value for name, value in plan.settings.items() if name in names}
+        settings = dataclasses.replace(self.item.settings(), **planned) if self.item.settings else None
+        return plan, make_settings(self.item, self.choices.settings, settings)
+
+    def _precision(self) -> torch.dtype:
+        if self.choices.precision == "auto":
+            return fast_precision(self.fabric.device)
+        return torch.float32 if self.choices.precision == "float32" else torch.bfloat16
+
+    def _learner(self, plan: Plan, settings: Any, precision: torch.dtype, train: ImageSet, seed: int) -> Learner:
+        return Learner(self.item, plan, settings, train, seed, self.fabric, precision)
+
+    def _steps(self, learner: Learner, plan: Plan, stages: float) -> int:
+        if self.choices.minutes is None:
+            return self.choices.steps or plan.steps
+        each = float(self.fabric.broadcast(learner.seconds_per_step()))  # one number for all processes
+        # a tenth is kept back for measuring, saving and a machine that slows down
+        return max(1, int(0.9 * self.choices.minutes * 60 / each / stages))
+
+    def _facts(self, plan: Plan, settings: Any, precision: torch.dtype, steps: int) -> dict[str, Any]:
+        train, data = self.prepared.train, self.prepared.data
+        return {
+            "format": FORMAT,
+            "state": "started",
+            "wazuka": wazuka.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "device": _device_name(self.fabric.device),
+            "threads": torch.get_num_threads(),
+            "processes": self.fabric.world_size,
+            "precision": str(precision).removeprefix("torch."),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "command": self.choices.command(self.run.folder),
+            "resume": self.choices.command(self.run.folder, resume=True),
+            "choices": _plain(dataclasses.asdict(self.choices)),
+            "method": self.item.name,
+            "settings": _plain(dataclasses.asdict(settings)) if settings is not None else {},
+            "plan": plan.describe(),
+            "steps": steps,
+            "data": data.name,
+            "source": data.source,
+            "fingerprint": data.fingerprint,
+            "classes": list(train.classes),
+            "size": list(train.size),
+            "channels": train.channels,
+            "fit": self.choices.fit,
+            "n_labeled": train.n_labeled,
+            "n_unlabeled": len(train) - train.n_labeled,
+            "labels_per_class": train.class_counts().tolist(),
+            "protocol": self.prepared.protocol,
+            "measured": "test" if self.prepared.test is not None else "cross-validation",
+            "seed": self.choices.seed,
+            "skipped": [list(row) for row in data.skipped],
+            "notes": list(data.notes),
+            "duplicates": self.prepared.duplicates,
+        }
+
+    def _measure(
+        self, learner: Learner, plan: Plan, settings: Any, precision: torch.dtype, steps: int
+    ) -> tuple[np.ndarray, ImageSet] | None:
+        """Probabilities for images that the guessing network did not learn from, with those images; None: no way."""
+        if self.prepared.test is not None:
+            return learner.predict(self.prepared.test.images), self.prepared.test
+        train = self.prepared.train
+        count = min(self.choices.folds, int(train.class_counts()[train.class_counts() > 0].min()))
+        if count < 2:
+            return None
+        probs = np.zeros((len(train), train.n_classes), np.float32)
+        for number, (_, held) in enumerate(folds(train.labels, count, seed=self.choices.seed)):
+            # the held-out images stay, as unlabeled ones: so they will be when the user asks about them
+            kept = np.setdiff1d(train.labeled, held)
+            fold = self._learner(plan, settings, precision, train.keep_labels(kept), self.choices.seed + 1 + number)
+            fold.learn(max(1, steps // 2), f"fold-{number}", self.watch, self.run)
+            probs[held] = fold.predict(train.images[held])
+        return probs[train.labeled], train.subset(train.labeled)
+
+    def _write(
+        self,
+        learner: Learner,
+        facts: dict[str, Any],
+        steps: int,
+        seconds: float,
+        held_out: tuple[np.ndarray, ImageSet] | None,
+        baselines: Any,
+    ) -> None:
+        """Everything a finished run holds; the state becomes "done" last."""
+        save_model(self.run, learner.method)
+        evaluation: Evaluation | None = None
+        if held_out is not None:
+            probs, images = held_out
+            evaluation = evaluate(probs, images.labels, images.classes)
+        rows = baselines(self.prepared) if baselines is not None else []
+        train_probs = learner.predict(self.prepared.train.images)
+        metrics: dict[str, Any] = {
+            "test_accuracy": None, "test_accuracy_interval": None, "n_test": 0,
+            "n_labeled": facts["n_labeled"], "n_unlabeled": facts["n_unlabeled"], "seconds": round(seconds, 2),
+            "images_per_second": round(steps * learner.images_per_step / max(seconds, 1e-9), 1),
+            "steps": steps, "method": facts["method"], "seed": facts["seed"], "protocol": facts["protocol"],
+        }  # fmt: skip
+        if evaluation is not None:
+            metrics["test_accuracy"] = evaluation.accuracy.value
+            metrics["test_accuracy_interval"] = [evaluation.accuracy.low, evaluation.accuracy.high]
+            metrics["n_test"] = evaluation.n
+            metrics["evaluation"] = evaluation.to_dict()
+        if rows:
+            metrics["baselines"] = rows
+        self.run.write("metrics.json", metrics)
+        self._write_predictions(held_out, train_probs)
+        self._write_gallery(held_out, train_probs)
+        write_report(self.run)
+        self.run.write("run.json", facts | {"state": "done", "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
+        for left in (self.run.folder / "resume").glob("*.safetensors"):
+            left.unlink()
+        (self.run.folder / "resume").rmdir() if (self.run.folder / "resume").exists() else None
+
+    def _write_gallery(self, held_out: tuple[np.ndarray, ImageSet] | None, train_probs: np.ndarray) -> None:
+        train = self.prepared.train
+        test_probs, tested = held_out if held_out is not None else (None, None)
+        rows = train.unlabeled
+        save_gallery(self.run.folder / "gallery.parquet", train.subset(rows), train_probs[rows], tested, test_probs)
+
+    def _write_predictions(self, held_out: tuple[np.ndarray, ImageSet] | None, train_probs: np.ndarray) -> None:
+        """One row an image: where it stood, its label where it has one, the guess, and all probabilities."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        train, parts = self.prepared.train, []
+        roles = np.where(train.labels >= 0, "labeled", "unlabeled")
+        sources = [(roles, train, train_probs)]
+        if held_out is not None:
+            role = "test" if self.prepared.test is not None else "cross-validated"
+            sources.insert(0, (np.full(len(held_out[1]), role), held_out[1], held_out[0]))
+        names = [*train.classes, None]
+        for role_of, images, probs in sources:
+            guesses = probs.argmax(axis=1)
+            parts.append(
+                pa.table(
+                    {
+                        "file": pa.array([str(name) for name in images.names]),
+                        "role": pa.array(role_of.tolist()),
+                        "label": pa.array([names[label] for label in images.labels.tolist()], pa.string()),
+                        "predicted": pa.array([train.classes[guess] for guess in guesses.tolist()]),
+                        "probability": pa.array(probs.max(axis=1)),
+                        "probabilities": pa.array(list(probs), pa.list_(pa.float32())),
+                    }
+                )
+            )
+        save_atomic(self.run.predictions, lambda path: pq.write_table(pa.concat_tables(parts), path))
+
+
+def _plain(value: Any) -> Any:
+    """As JSON will give it back: tuples as lists, functions by name."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    return getattr(value, "__name__", repr(value)) if callable(value) else value
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,68 @@
+"""What is trained on which images: the network, the views and the settings that `fit` takes when nobody says.
+
+The only place where sizes of images meet numbers of channels and steps. The choices were made on hidden labels of
+training images, never on test labels: docs/decisions.md tells which, and what lost.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from wazuka.augment import AffineStrong, Chain, Plain, Policy, RandAugment, Weak
+from wazuka.contract import Optimizer
+from wazuka.functional.schedules import cosine_7_16
+from wazuka.nets import ConvNet
+
+
+@dataclass(frozen=True)
+class Plan:
+    """widths: the ConvNet's stages. settings: of the method, where they differ from the paper's. steps: of training."""
+
+    widths: tuple[int, ...]
+    settings: Mapping[str, Any]
+    policies: Mapping[str, Policy]
+    steps: int
+
+    def net(self, channels: int, classes: int) -> nn.Module:
+        """A fresh network for this plan."""
+        # statistics that follow within tens of batches: the papers' 0.001 needs a hundred times our steps
+        return ConvNet(channels, classes, self.widths, momentum=0.1)
+
+    def describe(self) -> dict[str, Any]:
+        """JSON-able: what a run records, and what it must find unchanged when it is resumed."""
+        return {
+            "net": {"kind": "ConvNet", "widths": list(self.widths)},
+            "policies": {name: str(policy) for name, policy in self.policies.items()},
+            "steps": self.steps,
+        }
+
+
+def plan_for(height: int, width: int, channels: int, flip: bool | None = None) -> Plan:
+    """The plan for packed images of that size.
+
+    flip    mirror images in their views; None: photos in color yes, gray images (digits, letters, scans) no
+    """
+    side = min(height, width)
+    flip = channels == 3 if flip is None else flip
+    if channels == 1:
+        weak: Policy = Weak(flip=flip, shift=0.1, subpixel=True)
+        strong: Policy = AffineStrong() if not flip else Chain((Weak(flip=True, shift=0.0), AffineStrong()))
+    else:
+        weak = Weak(flip=flip, shift=0.125)
+        strong = Chain((weak, RandAugment()))
+    if side <= 12:
+        widths, steps = (32, 64), 2000
+    elif side <= 40:
+        widths, steps = (32, 64, 128), 4000
+    else:
+        widths, steps = (32, 64, 128, 256), 3000
+    settings = {
+        "labeled_batch": 32,
+        "unlabeled_ratio": 2,
+        "averaging": 0.99 if steps < 5000 else 0.999,
+        "alignment": True,
+        "optimizer": Optimizer(lr=0.03, weight_decay=5e-4, schedule=cosine_7_16),
+    }
+    return Plan(widths, settings, {"plain": Plain(), "weak": weak, "strong": strong}, steps)

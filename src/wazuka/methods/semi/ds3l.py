@@ -1,0 +1,178 @@
+"""DS3L: learn how far to trust each unlabeled image, so that images of unknown classes do no harm.
+
+Guo, Zhang, Jiang, Li & Zhou 2020, "Safe Deep Semi-Supervised Learning for Unseen-Class Unlabeled Data", ICML;
+guolz-ml/DS3L (train.py, followed where the paper is silent). Bi-level: a small network weighs every unlabeled image's
+consistency loss, and is judged by how well the classifier does on the *labels* after one step on the weighted loss.
+Differs from it: the two views are made by the data stream, per image, and serve both levels; the code draws one
+augmentation per batch and pass. The ramp is a share of the run (there: of 200,000 steps).
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from wazuka.contract import Batch, Method, Optimizer, Parts, Player, Stream, as_tensor_parts
+from wazuka.functional.processes import mean_over_processes
+from wazuka.functional.schedules import gaussian_ramp
+
+
+def consistency(logits: Tensor, target: Tensor) -> Tensor:
+    """The Pi-model's loss of each image: how far two stochastic passes over it disagree.
+
+    logits   (N, C)
+    target   (N, C)  logits of the other pass; no gradient flows into them
+    returns  (N,)    mean over classes of the squared difference of probabilities, in [0, 2 / C]
+    """
+    return (logits.softmax(dim=1) - target.detach().softmax(dim=1)).square().mean(dim=1)
+
+
+def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
+    """sum w l / sum w over the images of all processes; 0 where all weights are 0.
+
+    losses   (N,)
+    weights  (N,)  in [0, 1]
+    returns  ()
+    """
+    total, weight = mean_over_processes(torch.stack([(weights * losses).mean(), weights.mean()]))
+    return total / (weight + (weight == 0))
+
+
+def labeled_loss(logits: Tensor, labels: Tensor, images: int) -> Tensor:
+    """Cross-entropy of the labeled images over the number of *all* images in the pass, as the authors' code has it.
+
+    logits   (N, C)
+    labels   (N,)
+    images   labeled and unlabeled ones together, N + M
+    returns  ()  nats; half the usual mean where both batches are of one size
+    """
+    return F.cross_entropy(logits, labels, reduction="sum") / images
+
+
+@dataclass(frozen=True, kw_only=True)
+class DS3LSettings:
+    """Defaults are the authors' for CIFAR-10 (train.py); on MNIST they train the classifier with plain SGD, lr 1e-3.
+
+    learn_weights  False: every unlabeled image weighs the same, which is the Pi-model
+    """
+
+    labeled_batch: int = 50
+    unlabeled_batch: int = 50
+    consistency_weight: float = 10.0
+    ramp: float = 1.0        # share of the run in which the consistency weight rises
+    learn_weights: bool = True
+    inner_lr: float = 0.001  # of the plain SGD step that is looked through
+    hidden: int = 100        # units of the weighing network
+    weigher: Optimizer = field(
+        default_factory=lambda: Optimizer(algorithm="adam", lr=6e-5)  # "to be tuned for different settings"
+    )
+    optimizer: Optimizer = field(default_factory=lambda: Optimizer(algorithm="adam", lr=3e-4))
+
+    def __post_init__(self) -> None:
+        if min(self.labeled_batch, self.unlabeled_batch, self.hidden) < 1:
+            raise ValueError("labeled_batch, unlabeled_batch and hidden must be at least 1")
+        if self.consistency_weight < 0 or self.inner_lr < 0:
+            raise ValueError(
+                f"consistency_weight and inner_lr must not be negative, got {self.consistency_weight}, {self.inner_lr}"
+            )
+        if not 0 < self.ramp <= 1:
+            raise ValueError(f"ramp is a share of the run, in (0, 1], got {self.ramp}")
+
+
+class Weigher(nn.Module):
+    """How far to trust an image, from what the classifier thinks of it: (N, C) probabilities -> (N,) in (0, 1)."""
+
+    def __init__(self, classes: int, hidden: int):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(classes, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+
+    def forward(self, probs: Tensor) -> Tensor:
+        return self.layers(probs).to(probs.dtype).sigmoid()[:, 0]  # never bfloat16: the weights are summed
+
+
+class DS3L(Method):
+    """A classifier and the network that weighs its unlabeled images; they step in turns.
+
+    net      images -> (N, classes) logits
+    classes  C, the known ones
+    """
+
+    def __init__(self, net: nn.Module, classes: int, settings: DS3LSettings | None = None):
+        super().__init__()
+        self.net, self.settings = net, settings or DS3LSettings()
+        self.weigher = Weigher(classes, self.settings.hidden)
+
+    def streams(self) -> tuple[Stream, ...]:
+        s = self.settings
+        return (
+            Stream(pool="labeled", batch=s.labeled_batch, views={"images": "weak"}, labels="labels"),
+            Stream(pool="unlabeled", batch=s.unlabeled_batch, views={"first": "weak", "second": "weak"}),
+        )
+
+    def players(self) -> dict[Player, Optimizer]:
+        classifier: dict[Player, Optimizer] = {self.net: self.settings.optimizer}
+        return {self.weigher: self.settings.weigher} | classifier if self.settings.learn_weights else classifier
+
+    def moves(self, batch: Batch, progress: float) -> Iterator[tuple[Player, Tensor, Parts]]:
+        s = self.settings
+        coefficient = s.consistency_weight * gaussian_ramp(progress, s.ramp)
+        if s.learn_weights:
+            outer = self.outer_loss(batch, coefficient)
+            yield self.weigher, outer, as_tensor_parts(outer=outer)
+        # The classifier itself learns with the weights that the weigher gives after its step, and not through them.
+        supervised, losses, probs = self._passes(self.net, batch)
+        with torch.no_grad():
+            weights = self._weights(probs)
+        unlabeled = weighted_mean(losses, weights)
+        total = supervised + coefficient * unlabeled
+        yield self.net, total, as_tensor_parts(supervised=supervised, unlabeled=unlabeled, trusted=weights.mean())
+
+    def outer_loss(self, batch: Batch, coefficient: float) -> Tensor:
+        """Cross-entropy on the labeled images after one SGD step on the weighted loss; () nats.
+
+        The step keeps its graph, so the gradient reaches the weigher through the gradient of the inner loss (second
+        order). It is taken on a copy: neither parameters nor batch norm's running statistics of `net` change.
+        """
+        parameters = {name: p for name, p in self.net.named_parameters() if p.requires_grad}
+        buffers = {name: buffer.clone() for name, buffer in self.net.named_buffers()}
+
+        def copy(images: Tensor, parameters: dict[str, Tensor] = parameters) -> Tensor:
+            return functional_call(self.net, parameters | buffers, images)
+
+        supervised, losses, probs = self._passes(copy, batch)
+        inner = supervised + coefficient * weighted_mean(losses, self._weights(probs))
+        gradients = torch.autograd.grad(inner, list(parameters.values()), create_graph=True, materialize_grads=True)
+        stepped = {
+            name: parameter - self.settings.inner_lr * gradient
+            for (name, parameter), gradient in zip(parameters.items(), _averaged(gradients), strict=True)
+        }
+        return F.cross_entropy(copy(batch.images, stepped), batch.labels)
+
+    def _passes(self, net: Callable[[Tensor], Tensor], batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Two stochastic passes over all images -> (labeled loss (), consistency losses (M,), probabilities (M, C)).
+
+        The labeled images go through the second pass for batch norm's sake alone.
+        """
+        n = len(batch.images)
+        first = net(torch.cat([batch.images, batch.first]))
+        second = net(torch.cat([batch.images, batch.second]))
+        supervised = labeled_loss(first[:n], batch.labels, len(first))
+        return supervised, consistency(second[n:], target=first[n:]), first[n:].softmax(dim=1)
+
+    def _weights(self, probs: Tensor) -> Tensor:
+        return self.weigher(probs) if self.settings.learn_weights else probs.new_ones(len(probs))
+
+    def predict(self, images: Tensor) -> Tensor:
+        return self.net(images).softmax(dim=1)
+
+
+def _averaged(gradients: tuple[Tensor, ...]) -> list[Tensor]:
+    """Mean over processes, in one message; the inner step is everyone's."""
+    flat = mean_over_processes(torch.cat([gradient.reshape(-1) for gradient in gradients]))
+    return [
+        piece.view_as(gradient)
+        for gradient, piece in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True)
+    ]

@@ -1,0 +1,35 @@
+"""Where a run computes: device, precision, and the processes that share it. lightning-fabric brings them."""
+
+import os
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+
+def launch(accelerator: str = "auto") -> "Fabric":
+    """This process's Fabric. Under `torchrun --nproc-per-node N` it joins the others (gloo on CPUs, nccl on GPUs)."""
+    from lightning_fabric import Fabric
+
+    local, nodes = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), int(os.environ.get("GROUP_WORLD_SIZE", "1"))
+    if local * nodes > 1:
+        fabric = Fabric(accelerator=accelerator, devices=local, num_nodes=nodes, strategy="ddp")
+    else:
+        fabric = Fabric(accelerator=accelerator, devices=1)
+    fabric.launch()
+    return fabric
+
+
+def fast_precision(device: torch.device) -> torch.dtype:
+    """bfloat16 where the device multiplies in it natively, else float32, which an emulation would only slow down."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    native = device.type == "cpu" and (_cpu_has("avx512_bf16") or _cpu_has("amx_tile"))
+    return torch.bfloat16 if native else torch.float32
+
+
+def _cpu_has(feature: str) -> bool:
+    probe = getattr(torch.cpu, f"_is_{feature}_supported", None)
+    return bool(probe and probe())
