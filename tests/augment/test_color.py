@@ -97,9 +97,13 @@ def test_hue_is_near_pillows_eight_bit_hue():
 def test_each_image_gets_its_own_parameter():
     images = torch.randint(0, 256, (4, 3, 6, 6), dtype=torch.uint8)
     parameters = {
-        color.brightness: [0.1, 0.5, 1.5, 1.0], color.contrast: [0.1, 0.5, 1.5, 1.0], color.color: [0.0, 0.5, 1.9, 1.0],
-        color.solarize: [0.0, 50.0, 200.0, 256.0], color.posterize: [1.0, 2.0, 5.0, 8.0], color.hue: [0.1, -0.4, 0, 0.5],
-    }  # fmt: skip
+        color.brightness: [0.1, 0.5, 1.5, 1.0],
+        color.contrast: [0.1, 0.5, 1.5, 1.0],
+        color.color: [0.0, 0.5, 1.9, 1.0],
+        color.solarize: [0.0, 50.0, 200.0, 256.0],
+        color.posterize: [1.0, 2.0, 5.0, 8.0],
+        color.hue: [0.1, -0.4, 0.0, 0.5],
+    }
     for operation, values in parameters.items():
         together = operation(images, torch.tensor(values))
         alone = [operation(images[n : n + 1], torch.tensor(values[n : n + 1])) for n in range(4)]

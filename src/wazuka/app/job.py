@@ -172,7 +172,7 @@ def fit(
     folds             of the cross-validation that measures a run without test images; 0: none
     out               the run's folder; resume: go on with it
     watch             progress and stopping; opening: called with (images done, images in all) while decoding
-    baselines         called with Prepared, returns rows for the report's table
+    baselines         called with the finished Job, returns rows for the report's table: name, correct, n, seconds
 
     Raises UserError for wrong input, Interrupted when `watch.stop()` ended it.
     """
@@ -189,7 +189,7 @@ def fit(
     run, before = _claim(folder, choices, data, resume, fabric)
     draw = draw_from_json((run.folder / "draw.json").read_bytes()) if before and choices.labels_per_class else None
     prepared = prepare(data, choices.labels_per_class, choices.seed, choices.folds > 0, draw)
-    job = _Job(choices, item, made_settings, prepared, fabric, run, watch or Watch())
+    job = Job(choices, item, made_settings, prepared, fabric, run, watch or Watch())
     return job.work(before, baselines)
 
 
@@ -227,7 +227,7 @@ def _claim(
 
 
 @dataclass
-class _Job:
+class Job:
     """One run being made; the steps of `work` are the story."""
 
     choices: Choices
@@ -262,6 +262,18 @@ class _Job:
         return Model(
             learner.method, train.classes, train.size, train.channels, self.choices.fit, metrics, self.fabric.device
         )
+
+    def rival(self, method: str, settings: Mapping[str, Any]) -> tuple[np.ndarray, float]:
+        """Train another method on the same labels, network and number of steps; its guesses for the test images
+        (N,), and the seconds it took.
+        """
+        assert self.prepared.test is not None
+        other = dataclasses.replace(self, item=entry(method), choices=dataclasses.replace(self.choices, settings=settings))
+        plan, made = other._plan()
+        learner = other._learner(plan, made, self._precision(), self.prepared.train, self.choices.seed)
+        steps = self.choices.steps or plan.steps
+        seconds = learner.learn(steps, f"{method}, {', '.join(map(str, settings.values()))}", self.watch)
+        return learner.predict(self.prepared.test.images).argmax(axis=1), seconds
 
     def _plan(self) -> tuple[Plan, Any]:
         train = self.prepared.train
@@ -358,7 +370,7 @@ class _Job:
         if held_out is not None:
             probs, images = held_out
             evaluation = evaluate(probs, images.labels, images.classes)
-        rows = baselines(self.prepared) if baselines is not None else []
+        rows = baselines(self) if baselines is not None else []
         train_probs = learner.predict(self.prepared.train.images)
         metrics: dict[str, Any] = {
             "test_accuracy": None, "test_accuracy_interval": None, "n_test": 0,

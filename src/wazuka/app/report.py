@@ -281,20 +281,17 @@ def comparison(report: ReportData) -> Comparison | None:
     """A row for each way of learning, and what the reader may conclude from them."""
     if not report.evaluation or not report.baselines:
         return None
-    ours = report.evaluation.accuracy
-    method = report.run.get("method")
-    rows = [{"name": f"Wazuka ({method})" if method else "Wazuka", "accuracy": ours, "ours": True, "note": "",
-             "seconds": report.run.get("seconds")}]  # fmt: skip
-    rows += [
-        {"name": one.name, "accuracy": one.accuracy, "ours": False, "note": one.note, "seconds": one.seconds}
-        for one in report.baselines
-    ]
-    for row in rows:
-        row["time"] = duration(row["seconds"]) if row["seconds"] is not None else ""
-    rows.sort(key=lambda row: (-row["accuracy"].value, not row["ours"]))
-    lowest = min(row["accuracy"].low if math.isfinite(row["accuracy"].low) else row["accuracy"].value for row in rows)
+    ours, method = report.evaluation.accuracy, report.run.get("method")
+    us = Baseline(f"Wazuka ({method})" if method else "Wazuka", ours, report.run.get("seconds"))
+    ranked = sorted([us, *report.baselines], key=lambda one: (-one.accuracy.value, one is not us))
+    rows = [
+        {"name": one.name, "accuracy": one.accuracy, "ours": one is us, "note": one.note,
+         "time": duration(one.seconds) if one.seconds is not None else ""}
+        for one in ranked
+    ]  # fmt: skip
+    ends = [end for one in ranked for end in (one.accuracy.value, one.accuracy.low) if math.isfinite(end)]
     best = max(report.baselines, key=lambda one: one.accuracy.value)
-    return Comparison(rows, max(0.0, math.floor(lowest * 10 - 1e-9) / 10), _verdict(ours, best))
+    return Comparison(rows, max(0.0, math.floor(min(ends) * 10 - 1e-9) / 10), _verdict(ours, best))
 
 
 def _verdict(ours: Estimate, best: Baseline) -> str:
@@ -390,7 +387,8 @@ def calibration_chart(evaluation: Evaluation) -> dict[str, Any]:
         {
             "x": one.confidence, "y": one.accuracy.value, "low": one.accuracy.low, "high": one.accuracy.high,
             "weight": 3 + 4 * (one.count / most) ** 0.5,
-            "title": f"{one.count:,} photos: it said {percent(one.confidence)}, {percent(one.accuracy.value)} were right",
+            "title": f"{one.count:,} photos: it said {percent(one.confidence)}, "
+            f"{percent(one.accuracy.value)} were right",
         }
         for one in filled
     ]  # fmt: skip
@@ -408,9 +406,17 @@ def _calibration_words(evaluation: Evaluation, said: float) -> str:
     right = evaluation.accuracy.value
     means = f"On average it claimed {percent(said)} and was right in {percent(right)}"
     if evaluation.ece.low <= 0:
-        return f"{means}. The gaps are no larger than luck alone opens on {count(evaluation.n)} photos: its probabilities can be taken at their word."
-    direction = "too sure of itself" if said > evaluation.accuracy.high else ""
-    direction = direction or ("too modest" if said < evaluation.accuracy.low else "sure in the wrong places")
+        caution = "" if evaluation.n >= 300 else " (on so few little could)"
+        return (
+            f"{means}. The gaps are no larger than luck alone opens on {count(evaluation.n)} photos: "
+            f"nothing speaks against its probabilities{caution}."
+        )
+    if said > evaluation.accuracy.high:
+        direction = "too sure of itself"
+    elif said < evaluation.accuracy.low:
+        direction = "too modest"
+    else:
+        direction = "too sure of some photos and too modest about others"
     return f"{means}. It is {direction}: do not read its probabilities as they stand."
 
 
@@ -433,11 +439,11 @@ def curve_panels(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     )
     panels = []
     for name in sorted(names, key=lambda name: ("accuracy" not in name, name not in ("loss", "total"))):
-        curves = [
-            np.asarray([(row["step"], row[name]) for row in rows if row.get("stage") == stage and _is_number(row.get(name))])
+        drawn = [
+            [(row["step"], row[name]) for row in rows if row.get("stage") == stage and _is_number(row.get(name))]
             for stage in stages
         ]
-        curves = [curve.astype(np.float64) for curve in curves if len(curve) >= 2]
+        curves = [np.asarray(curve, dtype=np.float64) for curve in drawn if len(curve) >= 2]
         if curves:
             panels.append(_panel(name, curves[-1], curves[:-1]))
     return panels
@@ -471,7 +477,7 @@ def _panel(name: str, main: np.ndarray, others: Sequence[np.ndarray]) -> dict[st
 
 
 def bucket_means(points: np.ndarray, most: int) -> np.ndarray:
-    """Points (n, 2) -> at most (most, 2), each the mean of its neighbors; the first and the last point stay where they are on the x axis."""
+    """Points (n, 2) -> at most (most, 2), each the mean of its neighbors; both ends keep their place on the x axis."""
     if len(points) <= most:
         return points
     thin = np.asarray([bucket.mean(axis=0) for bucket in np.array_split(points, most)])
@@ -493,7 +499,7 @@ def nice_ticks(low: float, high: float, most: int = 4) -> list[float]:
 def _tick(tick: float, ticks: list[float], as_share: bool) -> str:
     scale = 100 if as_share else 1
     digits = max(0, -math.floor(math.log10(scale * (ticks[1] - ticks[0])) + 1e-9))
-    return f"{scale * tick:,.{digits}f}" + (" %" if as_share else "")
+    return f"{scale * tick:,.{digits}f}".replace("-", "−") + (" %" if as_share else "")
 
 
 def _is_number(value: Any) -> bool:
@@ -507,7 +513,7 @@ def galleries(report: ReportData) -> list[dict[str, Any]]:
     """The three rows of pictures that are not empty, with what to look for in each."""
     texts: Iterable[tuple[str, str, Sequence[Picture]]] = (
         ("Mistakes", "What it got wrong, the surest first. Look for wrong labels as well as for wrong answers.",
-         report.mistakes),
+         sorted(report.mistakes, key=lambda picture: -picture.probability)),
         ("Least sure", "Where it wavers. If you label more photos, label ones like these.", report.unsure),
         ("Surest", "What it takes for clear cases. A wrong one here deserves a closer look.", report.surest),
     )  # fmt: skip
@@ -521,7 +527,8 @@ def galleries(report: ReportData) -> list[dict[str, Any]]:
 def _shown(picture: Picture) -> dict[str, Any]:
     wrong = picture.label is not None and picture.label != picture.predicted
     uri, crisp = data_uri(picture.image)
-    return {"uri": uri, "crisp": crisp, "picture": picture, "wrong": wrong}
+    file = picture.name.replace("\\", "/").rstrip("/").rpartition("/")[2]
+    return {"uri": uri, "crisp": crisp, "picture": picture, "file": file, "wrong": wrong}
 
 
 def data_uri(image: np.ndarray, most: int = 192) -> tuple[str, bool]:

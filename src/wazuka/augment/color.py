@@ -117,8 +117,7 @@ def hue(images: Tensor, turn: Tensor) -> Tensor:
     safe = chroma.clamp(min=1)
     sextant = torch.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4)
     sextant = torch.where(value == red, (green - blue) / safe, sextant) + 6 * _per_image(turn)
-    offsets = torch.tensor([5.0, 3.0, 1.0], device=images.device).view(1, 3, 1, 1)
-    place = (sextant + offsets).remainder(6)
+    place = torch.cat([sextant + 5, sextant + 3, sextant + 1], dim=1).remainder(6)
     lost = torch.minimum(place, 4 - place).clamp(0, 1)
     return as_bytes((value - chroma * lost).round_())
 

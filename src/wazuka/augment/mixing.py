@@ -30,7 +30,7 @@ def mixup(images: Tensor, targets: Tensor, partners: Tensor, weights: Tensor) ->
     partners  (N,) int64 rows
     weights   (N,) in [0, 1], or (1,) for one weight per batch
     """
-    w = weights.to(images.device, images.dtype)
+    w = weights.to(images.device, images.dtype, non_blocking=True)
     mixed = torch.lerp(images[partners], images, w.view(-1, 1, 1, 1))
     return mixed, torch.lerp(targets[partners], targets, w.to(targets.dtype).view(-1, 1))
 
@@ -45,7 +45,7 @@ def cutmix(images: Tensor, targets: Tensor, partners: Tensor, boxes: Tensor) -> 
               the image
     """
     height, width = images.shape[2:]
-    boxes = boxes.to(images.device)
+    boxes = boxes.to(images.device, non_blocking=True)
     left, top, right, bottom = boxes[:, :, None].unbind(dim=1)
     rows, columns = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
     pasted_rows, pasted_columns = (rows >= top) & (rows < bottom), (columns >= left) & (columns < right)

@@ -75,7 +75,8 @@ class Weak:
         if self.subpixel:
             down, right = (numbers[1:] * 2 - 1) * self.shift * sides
             maps = _mirrored_maps(geometry.around_center((height, width), right=right, down=down), flipped, width)
-            return geometry.affine(images, maps.to(images.device), "bilinear", self.fill)
+            maps = maps.to(images.device, non_blocking=True)
+            return geometry.affine(images, maps, "bilinear", self.fill)
         reach = (sides * self.shift).round()
         down, right = ((numbers[1:] * (2 * reach + 1)).floor() - reach).to(torch.int64)
         down, right, mirror = torch.stack([down, right, flipped.to(torch.int64)]).to(images.device, non_blocking=True)
@@ -210,7 +211,8 @@ class ColorJitter:
     blur: float = 0.0
 
     def __post_init__(self) -> None:
-        _require(min(self.brightness, self.contrast, self.saturation) >= 0, "changes must not be negative")
+        least = min(self.brightness, self.contrast, self.saturation)
+        _require(least >= 0, f"brightness, contrast and saturation must not be negative, got {least}")
         _require(0 <= self.hue <= 0.5, f"hue lies in [0, 0.5], got {self.hue}")
         for name in ("probability", "gray", "blur"):
             _require(0 <= getattr(self, name) <= 1, f"{name} is a probability, got {getattr(self, name)}")

@@ -120,7 +120,8 @@ class RandAugment:
         center, share = draw(generator, n, 2), draw(generator, n)
         if self.form == "fixmatch":
             return random_cutout(images, center.to(images.device, non_blocking=True), self.cutout)
-        return geometry.cutout(images, _usb_boxes(images, center, share * self.cutout).to(images.device))
+        boxes = _usb_boxes(images, center, share * self.cutout).to(images.device, non_blocking=True)
+        return geometry.cutout(images, boxes)
 
 
 @lru_cache

@@ -31,6 +31,7 @@ from wazuka.data.pack import Item, Memory, Progress, pack
 from wazuka.errors import UserError
 
 _VERSION = 1  # raised whenever the same file would come out as other pixels
+_DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError)  # what opening a half-deleted cache may raise
 _STALE = 24 * 3600  # seconds after which a temporary folder is taken for a dead process's
 
 
@@ -135,7 +136,7 @@ def find_pack(place: str, stamp: str, shape: Shape, folder: Path) -> Pack | None
         return None
     try:
         return _load(folder / "packs" / str(entry["pack"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except _DAMAGED:
         return None  # deleted or damaged: it is made again
 
 
@@ -181,7 +182,7 @@ def _memory(folder: Path, source: Source, shape: Shape) -> Memory | None:
         images = np.load(pack / "images.npy", mmap_mode="r", allow_pickle=False)
         digests = [bytes.fromhex(digest) for digest in stored["digests"]]
         return Memory(images, rows, digests, facts["remarks"]) if rows else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except _DAMAGED:
         return None
 
 
@@ -212,7 +213,7 @@ def _move(temporary: Path, place: Path) -> None:
     except OSError:
         try:
             _load(place)
-        except (OSError, ValueError, KeyError, TypeError):  # what is there is damaged
+        except _DAMAGED:  # what is there is damaged
             shutil.rmtree(place, ignore_errors=True)
             os.rename(temporary, place)
 

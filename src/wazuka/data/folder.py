@@ -187,7 +187,8 @@ def _left_out(places: list[tuple[str, str | None]], names: list[str]) -> Iterato
             top = printable(name.split("/")[0])
             counts[top] = counts.get(top, 0) + 1
     for top, count in sorted(counts.items()):
-        yield f"{top}/: its {count:,} files were left out, because it lies beside train/ and is not test/ or unlabeled/"
+        what = "its file was" if count == 1 else f"its {count:,} files were"
+        yield f"{top}/: {what} left out, because it lies beside train/ and is neither test/ nor unlabeled/"
 
 
 def _split(written: str | None, place: str, table: LabelTable) -> str:

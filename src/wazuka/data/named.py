@@ -11,6 +11,7 @@ import numpy as np
 
 from wazuka.data.cache import Pack, Source, cache_folder, find_pack, open_pack
 from wazuka.data.decode import Shape
+from wazuka.data.folder import split_off
 from wazuka.data.imageset import Dataset, ImageSet, Skipped
 from wazuka.data.pack import Progress
 from wazuka.errors import UserError
@@ -103,10 +104,10 @@ def open_parquet(
     shards = find_shards(path)
     if not shards:
         raise UserError(f"{path} holds no Parquet file")
-    shards = _chosen(shards, split, name or str(path))
-    source = parquet_source(shards, f"{path.resolve()} {sorted(shards)}", label)
-    pack = open_pack(source, shape, cache, progress)
-    return _dataset(pack, name or path.stem, str(path))
+    title = name or path.stem
+    shards, notes = _chosen(shards, split, title)
+    source = parquet_source(shards, f"parquet {path.resolve()} {sorted(shards)}", label)
+    return _dataset(open_pack(source, shape, cache, progress), title, str(path), notes)
 
 
 def reshaped(data: Dataset, shape: Shape) -> Dataset:
@@ -127,11 +128,12 @@ def reshaped(data: Dataset, shape: Shape) -> Dataset:
     return replace(data, train=fit(data.train), test=fit(data.test) if data.test is not None else None)
 
 
-def _dataset(pack: Pack | list[Skipped], name: str, source: str) -> Dataset:
-    """A pack whose rows lie split after split -> train (all that is neither test nor validation) and test."""
+def _dataset(pack: Pack | list[Skipped], name: str, source: str, notes: tuple[str, ...] = ()) -> Dataset:
+    """A pack whose rows lie split after split -> Dataset."""
     if isinstance(pack, list):
-        first = f", the first ({pack[0].name}) because it is {pack[0].reason}" if pack else ""
-        raise UserError(f"none of the {len(pack)} images of {name} could be read{first}")
+        if not pack:
+            raise UserError(f"{source} holds no image")
+        raise UserError(f"none of the {len(pack)} images of {name} could be read; {pack[0].name}: {pack[0].reason}")
     facts, columns = pack.table.facts, pack.table.columns
     everything = ImageSet(
         images=pack.images,
@@ -139,29 +141,27 @@ def _dataset(pack: Pack | list[Skipped], name: str, source: str) -> Dataset:
         classes=tuple(facts["classes"]),
         names=pack.names,
         skipped=pack.skipped,
-        notes=pack.notes,
+        notes=pack.notes + notes,
         fingerprint=pack.fingerprint,
         extras={key.removeprefix("extra:"): values for key, values in columns.items() if key != "label"},
     )
     if list(facts["splits"]) == ["train", "test"]:
-        from dataclasses import replace
-
-        n_train = facts["splits"]["train"]
-        rows = np.arange(len(everything))
-        test = replace(everything.subset(rows[n_train:]), skipped=(), notes=())
-        return Dataset(name, source, everything.subset(rows[:n_train]), test)
+        return split_off(everything, np.arange(len(everything)) >= facts["splits"]["train"], name, source)
     return Dataset(name, source, everything)
 
 
-def _chosen(splits: dict[str, Any], wanted: str | None, name: str) -> dict[str, Any]:
-    """The splits to open, in order: train then test if there are these, else all; or the one that is wanted."""
+def _chosen(splits: dict[str, Any], wanted: str | None, name: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The splits to open, in order, and notes: the wanted one; or train and test (else val); or, without train, all."""
     if wanted is not None:
         if wanted not in splits:
             raise UserError(f"{name} has no split {wanted}; it has {', '.join(sorted(splits))}")
-        return {wanted: splits[wanted]}
-    if "train" in splits:
-        return {split: splits[split] for split in ("train", "test") if split in splits}
-    return dict(sorted(splits.items()))
+        return {wanted: splits[wanted]}, ()
+    if "train" not in splits:
+        return dict(sorted(splits.items())), ()
+    test = next((split for split in ("test", "val") if split in splits), None)
+    rest = sorted(splits.keys() - {"train", test})
+    notes = tuple(f"the split {split} was left out: it is neither train nor test" for split in rest)
+    return {"train": splits["train"]} | ({"test": splits[test]} if test is not None else {}), notes
 
 
 def _open_hub(
@@ -182,6 +182,8 @@ def _open_hub(
         )
     import datasets
 
+    from wazuka.data.parquet import split_name
+
     try:
         loaded = datasets.load_dataset(repository, configuration)
     except Exception as error:  # no network, a proxy, a gone repository: the library raises all sorts
@@ -189,7 +191,8 @@ def _open_hub(
             f"{name} could not be fetched from the Hugging Face hub ({type(error).__name__}: "
             f"{' '.join(str(error).split())[:200]}): set WAZUKA_DATA to a folder that holds {name}/*.parquet"
         ) from None
-    source = hub_source(_chosen(dict(loaded), split, name), place, stamp, label)
+    splits, _ = _chosen({split_name(str(key)): rows for key, rows in loaded.items()}, split, name)
+    source = hub_source(splits, place, stamp, label)
     return _dataset(open_pack(source, shape, cache, progress), title, f"hub {repository}")
 
 

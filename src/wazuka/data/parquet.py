@@ -228,11 +228,13 @@ def _array(values: list[Any]) -> np.ndarray:
     return np.array([np.nan if value is None else value for value in values])
 
 
+def split_name(written: str) -> str:
+    """One name for the many that a split goes by: train, test, val; others as they are."""
+    return _SPLITS.get(written.lower(), written.lower())
+
+
 def _split(path: Path) -> str:
     stem = path.stem.lower()
     if match := _SHARD.match(stem):
         stem = match["split"]
-    if stem.isdigit():
-        stem = path.parent.name.lower()
-    stem = _SPLITS.get(stem, stem)
-    return stem
+    return split_name(path.parent.name if stem.isdigit() else stem)

@@ -67,10 +67,10 @@ def read_labels(path: str | Path) -> LabelTable:
         raise UserError(f"the label file {path} can't be read: {error.strerror or error}") from None
     if data.startswith(b"PK\x03\x04") or data.startswith(b"\xd0\xcf\x11\xe0"):
         raise UserError(f"{path} is a spreadsheet, not text: save it as CSV with the columns file,label")
-    lines = _text(data, path).splitlines()
+    lines = _text(data, path).replace("\r\n", "\n").replace("\r", "\n").split("\n")
     delimiter = None
     first_line = 1
-    if lines and (match := re.fullmatch(r"sep=(.)", lines[0].strip(), re.IGNORECASE)):
+    if lines and (match := re.fullmatch(r"sep=(.) *", lines[0], re.IGNORECASE)):
         delimiter, lines, first_line = match[1], lines[1:], 2
     if not any(line.strip() for line in lines):
         raise UserError(f"the label file {path} is empty: it needs the columns file,label")

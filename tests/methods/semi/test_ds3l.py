@@ -88,8 +88,10 @@ def test_constant_weigher_is_the_pi_model():
     for parameter in method.weigher.layers[2].parameters():
         nn.init.zeros_(parameter)  # sigmoid(0) for every image
     pi_model = DS3L(copy.deepcopy(method.net), 3, DS3LSettings(learn_weights=False)).double()
-    first, second = (F.softmax(logits, 1) for logits in _two_passes(copy.deepcopy(method.net), batch))
-    by_hand = 10 * F.mse_loss(second[6:], first[6:]) - first[:6].log().gather(1, batch.labels[:, None]).sum() / 16
+    net = copy.deepcopy(method.net)
+    first, second = (F.softmax(net(torch.cat([batch.images, view])), 1) for view in (batch.first, batch.second))
+    supervised = -first[:6].log().gather(1, batch.labels[:, None]).sum() / 16
+    by_hand = supervised + 10 * F.mse_loss(second[6:], first[6:].detach())
     *_, (player, total, _) = method.moves(batch, progress=1.0)
     turns = list(pi_model.moves(batch, progress=1.0))
     assert [turn[0] for turn in turns] == [pi_model.net]
@@ -97,10 +99,9 @@ def test_constant_weigher_is_the_pi_model():
     torch.testing.assert_close(total, by_hand)
     torch.testing.assert_close(turns[0][1], by_hand)
     assert list(pi_model.players()) == [pi_model.net]
-
-
-def _two_passes(net, batch):
-    return (net(torch.cat([batch.images, view])) for view in (batch.first, batch.second))
+    expected = torch.autograd.grad(by_hand, list(net.parameters()))
+    for loss, learner in ((total, method.net), (turns[0][1], pi_model.net)):
+        torch.testing.assert_close(torch.autograd.grad(loss, list(learner.parameters())), expected)
 
 
 def test_network_learns_with_the_weights_after_the_weighers_step():
@@ -112,6 +113,7 @@ def test_network_learns_with_the_weights_after_the_weighers_step():
     player, total, parts = next(turns)
     supervised, losses, probs = method._passes(method.net, batch)
     assert player is method.net
+    torch.testing.assert_close(probs.sum(dim=1), torch.ones(10, dtype=torch.float64))  # not logits
     torch.testing.assert_close(parts["unlabeled"], (losses * probs[:, 0]).sum() / probs[:, 0].sum())
     torch.testing.assert_close(total, supervised + 10 * parts["unlabeled"])
 

@@ -136,7 +136,7 @@ class DS3L(Method):
         The step keeps its graph, so the gradient reaches the weigher through the gradient of the inner loss (second
         order). It is taken on a copy: neither parameters nor batch norm's running statistics of `net` change.
         """
-        parameters = {name: p for name, p in self.net.named_parameters() if p.requires_grad}
+        parameters: dict[str, Tensor] = {name: p for name, p in self.net.named_parameters() if p.requires_grad}
         buffers = {name: buffer.clone() for name, buffer in self.net.named_buffers()}
 
         def copy(images: Tensor, parameters: dict[str, Tensor] = parameters) -> Tensor:

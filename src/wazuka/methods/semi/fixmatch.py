@@ -1,9 +1,11 @@
 """FixMatch: guess a label from a weak view, learn it on a strong view.
 
 Sohn et al. 2020, arXiv:2001.07685; google-research/fixmatch. Equation numbers are the paper's.
-Differs from it: the views are made by the data stream, not here; distribution alignment (the paper's Sec. 5, ReMixMatch's Sec.
-3.1) is an option. `joint=False` runs the weak views in a pass of their own without gradient: a third less arithmetic,
-but batch norm then normalizes the two passes apart. Its statistics are taken from the pass that learns.
+Differs from it: the views are made by the data stream, not here; distribution alignment (the paper's Sec. 5,
+ReMixMatch's Sec. 3.1) is an option. Two settings trade exactness for speed, chiefly on a CPU (benchmarks/fixmatch_step.py):
+`frugal` backpropagates only through images that have a loss of their own, see parts/onlookers.py;
+`joint=False` guesses in a pass of its own, without gradient: batch norm then normalizes the two passes apart, and its
+running statistics are those of the pass that learns. With both, a strong view whose guess was rejected only looks on.
 """
 
 from dataclasses import dataclass, field
@@ -18,6 +20,7 @@ from wazuka.functional.guessing import align, confident_guess_loss
 from wazuka.functional.schedules import cosine_7_16
 from wazuka.parts.averaged import AveragedWeights
 from wazuka.parts.batchnorm import frozen_statistics
+from wazuka.parts.onlookers import with_onlookers
 from wazuka.parts.running import RecentMean, RunningMean
 
 
@@ -29,6 +32,7 @@ class FixMatchSettings:
     unlabeled_weight: float = 1.0  # lambda_u, Sec. 2.2
     alignment: bool = False        # distribution alignment, Sec. 5
     joint: bool = True             # one forward pass over all views, as the authors' code has it
+    frugal: bool = False           # no backward pass through images without a loss
     averaging: float = 0.999       # decay of the weights used to answer, Sec. 4
     optimizer: Optimizer = field(
         default_factory=lambda: Optimizer(lr=0.03, weight_decay=5e-4, schedule=cosine_7_16)  # Sec. 4, App. B
@@ -72,24 +76,42 @@ class FixMatch(Method):
         )
 
     def loss(self, batch: Batch, progress: float) -> tuple[Tensor, Parts]:
-        labeled, weak, strong = self._logits(batch.images, batch.weak, batch.strong)
+        if self.settings.joint:
+            labeled, weak, strong = self._all_together(batch)
+            guesses = self._guess(weak, batch.labels)
+        else:
+            with torch.no_grad(), frozen_statistics(self.net):
+                weak = self.net(batch.weak)
+            torch.clear_autocast_cache()  # it holds weights that were cast without a gradient
+            guesses = self._guess(weak, batch.labels)
+            labeled, strong, guesses = self._learners(batch, guesses)
         supervised = F.cross_entropy(labeled, batch.labels)  # Eq. 3
-        unlabeled, used = confident_guess_loss(self._guess(weak, batch.labels), strong, self.settings.threshold)
+        unlabeled, used = confident_guess_loss(guesses, strong, self.settings.threshold)  # Eq. 4
         total = supervised + self.settings.unlabeled_weight * unlabeled  # Sec. 2.2
         if self.learned is not None:
             self._learn_augmentation(batch)
         return total, as_tensor_parts(supervised=supervised, unlabeled=unlabeled, used=used)
 
-    def _logits(self, images: Tensor, weak: Tensor, strong: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        if self.settings.joint:  # one pass, because batch norm must see labeled and unlabeled images together
-            labeled, guesses, learned = self.net(torch.cat([images, weak, strong])).split(
-                [len(images), len(weak), len(strong)]
-            )
-            return labeled, guesses, learned
-        labeled, learned = self.net(torch.cat([images, strong])).split([len(images), len(strong)])
-        with torch.no_grad(), frozen_statistics(self.net):
-            guesses = self.net(weak)
-        return labeled, guesses, learned
+    def _all_together(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits of the labeled, weak and strong images, normalized together as one batch."""
+        learning, n = torch.cat([batch.images, batch.strong]), len(batch.images)
+        if self.settings.frugal:
+            logits, weak = with_onlookers(self.net, learning, batch.weak)
+        else:
+            logits, weak = self.net(torch.cat([learning, batch.weak])).split([len(learning), len(batch.weak)])
+        return logits[:n], weak, logits[n:]
+
+    def _learners(self, batch: Batch, guesses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits of the labeled and strong images, and the guesses in the same order as the latter."""
+        n = len(batch.images)
+        if not self.settings.frugal:
+            logits = self.net(torch.cat([batch.images, batch.strong]))
+            return logits[:n], logits[n:], guesses
+        used = guesses.amax(dim=1) >= self.settings.threshold
+        order = used.to(torch.int8).argsort(descending=True, stable=True)
+        learners, onlookers = batch.strong[order].tensor_split([int(used.sum())])  # the one wait for the device
+        logits, rejected = with_onlookers(self.net, torch.cat([batch.images, learners]), onlookers)
+        return logits[:n], torch.cat([logits[n:], rejected]), guesses[order]
 
     @torch.no_grad()
     def _guess(self, weak: Tensor, labels: Tensor) -> Tensor:

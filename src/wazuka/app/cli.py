@@ -1,0 +1,267 @@
+"""The command line. Each command imports what it needs when it runs, so that `wazuka --help` is there at once.
+
+Exit codes: 0 done; 2 the input is wrong, said in one sentence; 130 interrupted, with the command that resumes it.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import cyclopts
+from cyclopts import App, Group, Parameter
+
+from wazuka import __version__
+from wazuka.errors import UserError
+
+app = App(
+    name="wazuka",
+    version=__version__,
+    help="""Image recognition from a few labels.
+
+    Put your photos into a folder, a few of each class into subfolders named after the classes, and run:
+
+        wazuka fit photos
+        wazuka predict runs/photos more-photos
+
+    `wazuka demo` shows it in a minute on pictures that come with it.""",
+    help_format="plaintext",
+    version_flags=["--version"],
+)
+data_group = Group("The images", sort_key=1)
+training_group = Group("The training", sort_key=2)
+output_group = Group("The result", sort_key=3)
+
+Out = Annotated[Path | None, Parameter(group=output_group)]
+
+
+@app.command
+def fit(
+    photos: Annotated[str, Parameter(group=data_group)],
+    /,
+    *,
+    labels: Annotated[str | None, Parameter(group=data_group)] = None,
+    labels_per_class: Annotated[int | None, Parameter(group=data_group)] = None,
+    size: Annotated[int | None, Parameter(group=data_group)] = None,
+    fit: Annotated[Literal["crop", "pad", "squash"], Parameter(group=data_group)] = "crop",
+    flip: Annotated[bool | None, Parameter(group=data_group)] = None,
+    method: Annotated[str, Parameter(group=training_group)] = "fixmatch",
+    set_: Annotated[tuple[str, ...], Parameter(name="--set", group=training_group, negative="")] = (),
+    steps: Annotated[int | None, Parameter(group=training_group)] = None,
+    minutes: Annotated[float | None, Parameter(group=training_group)] = None,
+    seed: Annotated[int, Parameter(group=training_group)] = 0,
+    folds: Annotated[int, Parameter(group=training_group)] = 4,
+    precision: Annotated[Literal["auto", "float32", "bfloat16"], Parameter(group=training_group)] = "auto",
+    out: Out = None,
+    resume: Annotated[bool, Parameter(group=output_group, negative="")] = False,
+) -> None:
+    """Learn from a few labels: photos in; a classifier, its accuracy and a report out.
+
+    Examples:
+
+        wazuka fit photos                          subfolders are classes; loose files and unlabeled/ have no label
+        wazuka fit photos --labels labels.csv      labels in a table of file,label
+        wazuka fit mnist --labels-per-class 4      a public data set, as if it had 4 labels a class
+
+    Interrupt it with Ctrl-C whenever you like: it saves its state and prints the command that goes on.
+
+    Parameters
+    ----------
+    photos
+        A folder, a Parquet file, a .npz file, or the name of a public data set (digits, mnist, cifar10, ...).
+    labels
+        A CSV file with the columns file,label.
+    labels_per_class
+        Keep this many labels of each class and hide the others, to see what so few would do.
+    size
+        Bring images to this many pixels a side. Default: small images keep their size, larger ones become 64.
+    fit
+        How another aspect ratio is met: crop the center, pad with black, or squash.
+    flip
+        Whether a mirrored image still is of its class. Default: yes for color photos, no for gray images.
+    method
+        How to learn; `wazuka methods` lists them.
+    set_
+        Change a setting of the method, e.g. --set threshold=0.9; `wazuka methods NAME` lists them.
+    steps
+        Length of the training. Default: what suits the images' size.
+    minutes
+        Length of the training by the clock, measuring its accuracy included.
+    seed
+        Decides which labels are kept and every random draw; the same seed gives the same run.
+    folds
+        Without test images the accuracy is measured by cross-validation on the labels, in so many parts; 0: not at all.
+    precision
+        auto takes bfloat16 where the processor multiplies in it natively.
+    out
+        Folder for the result. Default: runs/ and the photos' name.
+    resume
+        Go on with an interrupted run; needs --out.
+    """
+    import wazuka.app.job as job
+    from wazuka.app.console import clock, share, showing_progress, span
+    from wazuka.app.learn import Watch, stopping_on_signals
+
+    if resume and out is None:
+        raise UserError("--resume needs --out with the folder of the run to go on with.")
+    folder = out or job.free_folder(Path(photos).name)
+    with showing_progress() as console, stopping_on_signals() as stop:
+        model = job.fit(
+            photos, labels, labels_per_class=labels_per_class, seed=seed, method=method, settings=_settings(set_),
+            steps=steps, minutes=minutes, size=size, fit=fit, flip=flip, folds=folds, precision=precision, out=folder,
+            resume=resume, watch=Watch(console.step, stop), opening=console.opening,
+        )  # fmt: skip
+    metrics = model.metrics
+    print(f"Learned {len(model.classes)} classes from {metrics['n_labeled']:,} labels and {metrics['n_unlabeled']:,} "
+          f"images without, in {clock(metrics['seconds'])} of training.")  # fmt: skip
+    if metrics["test_accuracy"] is None:
+        print("Its accuracy was not measured: there are no test images, and too few labels for cross-validation.")
+    else:
+        print(f"Accuracy {share(metrics['test_accuracy'])} (95 % interval {span(*metrics['test_accuracy_interval'])}), "
+              f"measured {metrics['protocol']}.")  # fmt: skip
+    skipped = _count_skipped(folder)
+    if skipped:
+        print(f"{skipped} files could not be read; the report names them.")
+    print(f"Report: {folder / 'report.html'}")
+    print(f"Use it: wazuka predict {folder} PHOTOS")
+
+
+@app.command
+def predict(
+    run: Path,
+    photos: str,
+    /,
+    *,
+    out: Annotated[Path | None, Parameter(help="A .csv file. Default: standard output.")] = None,
+) -> None:
+    """Name photos with a trained classifier: CSV with file,label,probability,runner_up,runner_up_probability,note.
+
+    A file that can't be read keeps its row: no label, and the reason in the column `note`.
+
+    Parameters
+    ----------
+    run
+        The folder that `wazuka fit` made.
+    photos
+        A folder, a file, or anything else that fit takes.
+    """
+    from wazuka.app.console import showing_progress
+    from wazuka.app.model import load
+    from wazuka.app.tables import predictions_csv
+    from wazuka.atomic import write_atomic
+
+    model = load(run)
+    with showing_progress() as console:
+        answers, skipped = model.predict(photos, progress=console.opening)
+    text = predictions_csv(answers, skipped)
+    if out is None:
+        sys.stdout.write(text)
+        return
+    try:
+        write_atomic(out, text)
+    except OSError as error:
+        raise UserError(f"{out} can't be written ({error.strerror}); give another --out.") from error
+    left_out = f", {len(skipped)} unreadable" if skipped else ""
+    print(f"{len(answers):,} photos named{left_out}: {out}", file=sys.stderr)
+
+
+@app.command
+def demo(
+    *,
+    out: Annotated[Path | None, Parameter(help="Folder for the run. Default: runs/demo, or runs/demo-2, ...")] = None,
+    seed: Annotated[int, Parameter(help="Decides which 40 labels are kept.")] = 0,
+) -> None:
+    """See it work in a minute: 1,797 scanned digits that come with scikit-learn, 40 labels, 500 held out for testing."""
+    from wazuka.app.demo import demo as run_demo
+
+    run_demo(out, seed)
+
+
+@app.command
+def compare(
+    data: str,
+    /,
+    *,
+    methods: Annotated[str, Parameter(help="Names, with commas between; `wazuka methods` lists them.")],
+    labels: Annotated[int, Parameter(help="Labels in all, the same number for each class.")] = 40,
+    seeds: Annotated[int, Parameter(help="How many seeds: each draws its own labels.")] = 5,
+    steps: Annotated[int | None, Parameter(help="Of each training. Default: what suits the images' size.")] = None,
+    out: Annotated[Path | None, Parameter(help="Folder for results.json and the plot. Default: runs/compare-DATA.")] = None,
+) -> None:
+    """Compare methods on the same images, labels, network and budget: a table with intervals, and a plot.
+
+    Finished trainings are kept: the same command goes on where it was interrupted.
+    """
+    from wazuka.app.compare import compare as run_compare
+
+    run_compare(data, tuple(name.strip() for name in methods.split(",") if name.strip()), labels, seeds, steps, out)
+
+
+@app.command
+def report(run: Path, /) -> None:
+    """Write a run's report again, from the files of the run alone, and print its path."""
+    from wazuka.app.reporting import write_report
+    from wazuka.app.runs import open_run
+
+    print(write_report(open_run(run)))
+
+
+@app.command
+def methods(name: str | None = None, /) -> None:
+    """List the methods, or one method's settings with their defaults."""
+    from wazuka.app.listing import print_method, print_methods
+
+    print_methods() if name is None else print_method(name)
+
+
+@app.command
+def doctor() -> None:
+    """Say what this machine offers: versions, device, threads, precision, caches, data, and what is missing."""
+    from wazuka.app.doctor import print_checkup
+
+    print_checkup()
+
+
+def _settings(given: tuple[str, ...]) -> dict[str, Any]:
+    settings = {}
+    for item in given:
+        name, equals, value = item.partition("=")
+        if not equals or not name:
+            raise UserError(f"--set takes NAME=VALUE, got {item!r}.")
+        settings[name] = value
+    return settings
+
+
+def _count_skipped(folder: Path) -> int:
+    from wazuka.app.runs import Run
+
+    return len(Run(folder).read("run.json")["skipped"])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The `wazuka` command."""
+    try:
+        app(arguments, exit_on_error=False, print_error=False)
+    except UserError as error:
+        _fail(str(error))
+    except cyclopts.CycloptsError as error:
+        _fail(" ".join(str(error).split()))
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # `wazuka predict ... | head`
+        sys.stderr.close()
+        sys.exit(0)
+    except Exception as error:
+        if type(error).__name__ != "Interrupted":  # its class would cost the import of torch
+            raise
+        print(f"Interrupted; the state is saved. Go on with:\n  {error}", file=sys.stderr)
+        sys.exit(130)
+
+
+def _fail(sentence: str) -> None:
+    print(f"wazuka: {sentence}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

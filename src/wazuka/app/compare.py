@@ -1,0 +1,160 @@
+"""`wazuka compare`: methods on the same images, labels, network and budget; intervals, and a plot."""
+
+import json
+import math
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from wazuka.app.catalog import entry, make_settings
+from wazuka.app.console import clock, share, showing_progress, span, table
+from wazuka.app.job import Choices, Job, prepare
+from wazuka.app.learn import Interrupted, Watch, stopping_on_signals
+from wazuka.app.runs import Run
+from wazuka.atomic import write_atomic
+from wazuka.data import Dataset, open_images
+from wazuka.errors import UserError
+from wazuka.evaluation import Summary, paired_t, summarize, wilson
+from wazuka.training.processes import launch
+
+
+def compare(
+    source: str, methods: Sequence[str], labels: int, seeds: int, steps: int | None, out: Path | None
+) -> dict[str, Any]:
+    """Train every method on every seed, print the table, write results.json and accuracy.svg; returns the results.
+
+    A method's name may carry settings: "fixmatch:alignment=true" or "supervised:view=weak". What a former call with
+    the same arguments finished is taken from results.json.
+    """
+    if not methods:
+        raise UserError("--methods needs at least one name; `wazuka methods` lists them.")
+    if seeds < 1 or labels < 1:
+        raise UserError(f"--labels and --seeds must be positive, got {labels} and {seeds}.")
+    wanted = {name: _parted(name) for name in methods}
+    folder = out or Path("runs") / f"compare-{Path(source).name}"
+    with showing_progress() as console, stopping_on_signals() as stop:
+        data = open_images(source, progress=console.opening)
+        per_class, rest = divmod(labels, data.train.n_classes)
+        if rest or per_class == 0:
+            raise UserError(
+                f"{labels} labels can't be shared evenly by the {data.train.n_classes} classes of {data.name}; "
+                f"take a multiple of {data.train.n_classes}."
+            )
+        asked = {"data": source, "fingerprint": data.fingerprint, "labels": labels, "steps": steps}
+        results = _before(folder, asked)
+        fabric = launch()
+        for seed in range(seeds):
+            for name, (method, settings) in wanted.items():
+                if any(row["method"] == name and row["seed"] == seed for row in results["runs"]):
+                    continue
+                if stop():
+                    raise Interrupted(_command(source, methods, labels, seeds, steps, folder))
+                watch = Watch(lambda stage, done, total, n=name, s=seed: console.step(f"{n}, seed {s}", done, total), stop)  # type: ignore[misc]
+                try:
+                    row = _one(data, name, method, settings, per_class, seed, steps, fabric, folder, watch)
+                except Interrupted:
+                    raise Interrupted(_command(source, methods, labels, seeds, steps, folder)) from None
+                results["runs"].append(row)
+                write_atomic(folder / "results.json", json.dumps(results, indent=1))
+    return _report(results, list(wanted), seeds, folder)
+
+
+def _one(
+    data: Dataset, name: str, method: str, settings: dict[str, str], per_class: int, seed: int, steps: int | None,
+    fabric: Any, folder: Path, watch: Watch,
+) -> dict[str, Any]:  # fmt: skip
+    prepared = prepare(data, per_class, seed, False, None)
+    if prepared.test is None:
+        raise UserError(f"{data.name} has no test images, and too few labeled ones to hold some out for a comparison.")
+    choices = Choices(source=data.name, labels_per_class=per_class, seed=seed, method=method, settings=settings, steps=steps)
+    job = Job(choices, entry(method), None, prepared, fabric, Run(folder), watch)
+    guesses, seconds = job.rival(method, settings)
+    correct, n = int((guesses == prepared.test.labels).sum()), len(prepared.test)
+    return {"method": name, "seed": seed, "correct": correct, "n": n, "seconds": round(seconds, 2)}
+
+
+def _report(results: dict[str, Any], methods: list[str], seeds: int, folder: Path) -> dict[str, Any]:
+    summaries: dict[str, Summary] = {}
+    rows = []
+    for name in methods:
+        runs = sorted((r for r in results["runs"] if r["method"] == name and r["seed"] < seeds), key=lambda r: r["seed"])
+        values = [run["correct"] / run["n"] for run in runs]
+        summaries[name] = summary = summarize(values)
+        interval = summary.mean
+        if not math.isfinite(interval.low):  # a single seed: what its test images say
+            interval = wilson(runs[0]["correct"], runs[0]["n"])
+        against = ""
+        if name != methods[0] and len(values) > 1:
+            difference = paired_t(values, summaries[methods[0]].values).difference
+            against = f"{100 * difference.value:+.1f} ({100 * difference.low:+.1f} to {100 * difference.high:+.1f})"
+        seconds = sum(run["seconds"] for run in runs) / len(runs)
+        rows.append(
+            [name, share(summary.median), share(summary.mean.value), span(interval.low, interval.high),
+             share(summary.worst), against, clock(seconds)]
+        )  # fmt: skip
+    n = results["runs"][0]["n"]
+    title = f"{results['data']}, {results['labels']} labels, {seeds} seeds, {n:,} test images"
+    columns = ["method", "median", "mean", "95 % interval", "worst", f"minus {methods[0]}, points", "each"]
+    table(title, columns, rows)
+    results["summary"] = {name: summary.to_dict() for name, summary in summaries.items()}
+    write_atomic(folder / "results.json", json.dumps(results, indent=1))
+    write_atomic(folder / "accuracy.svg", _plot(title, summaries))
+    print(f"\nPlot: {folder / 'accuracy.svg'}\nNumbers: {folder / 'results.json'}")
+    return results
+
+
+def _plot(title: str, summaries: dict[str, Summary]) -> str:
+    """One line a method: a dot for each seed, and the mean with its interval."""
+    import io
+
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 0.9 + 0.5 * len(summaries)), layout="constrained")
+    axes = figure.subplots()
+    for place, summary in enumerate(summaries.values()):
+        axes.plot([100 * v for v in summary.values], [place] * len(summary.values), "o", color="#9aa7b8", ms=5)
+        mean = summary.mean
+        if math.isfinite(mean.low):
+            axes.plot([100 * mean.low, 100 * min(mean.high, 1)], [place, place], color="#1f5fbf", lw=2)
+        axes.plot([100 * mean.value], [place], "D", color="#1f5fbf", ms=6)
+    axes.set_yticks(range(len(summaries)), list(summaries))
+    axes.set_ylim(len(summaries) - 0.5, -0.5)
+    axes.set_xlabel("test accuracy, % (dots: seeds; diamond: mean; line: its 95 % interval)")
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.grid(axis="x", alpha=0.3)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
+
+
+def _before(folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
+    """What a former call finished. Raises UserError when the folder holds another comparison."""
+    path = folder / "results.json"
+    if not path.exists():
+        return {**asked, "runs": []}
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        same = all(results[name] == value for name, value in asked.items())
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path} can't be read ({error}); give another --out.") from error
+    if not same:
+        raise UserError(f"{path} holds another comparison; give another --out.")
+    return results
+
+
+def _parted(name: str) -> tuple[str, dict[str, str]]:
+    """"fixmatch:alignment=true:threshold=0.9" -> its name and settings; checked."""
+    method, *settings = name.split(":")
+    item = entry(method)
+    given = dict(setting.split("=", 1) for setting in settings if "=" in setting)
+    if len(given) != len(settings):
+        raise UserError(f"{name} should read like fixmatch:alignment=true.")
+    make_settings(item, given)
+    return method, given
+
+
+def _command(source: str, methods: Sequence[str], labels: int, seeds: int, steps: int | None, folder: Path) -> str:
+    words = ["wazuka", "compare", source, "--methods", ",".join(methods), "--labels", str(labels), "--seeds", str(seeds)]
+    return shlex.join([*words, *(["--steps", str(steps)] if steps else []), "--out", str(folder)])

@@ -1,0 +1,62 @@
+import torch
+import torch.nn.functional as F
+
+from wazuka.functional.guessing import align, confident_guess_loss, soft_cross_entropy
+
+
+def some_probs(n: int = 6, classes: int = 4, seed: int = 0) -> torch.Tensor:
+    return torch.randn(n, classes, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).softmax(1)
+
+
+def test_unsure_image_teaches_nothing_yet_counts_in_the_mean() -> None:
+    weak = torch.tensor([[9.0, 0.0], [0.1, 0.0]], dtype=torch.float64).softmax(1)  # sure, unsure
+    strong = torch.randn(2, 2, dtype=torch.float64, requires_grad=True)
+    loss, used = confident_guess_loss(weak, strong, threshold=0.95)
+    torch.testing.assert_close(loss, F.cross_entropy(strong[:1], torch.tensor([0])) / 2)
+    assert torch.autograd.grad(loss, strong)[0][1].eq(0).all()
+    assert used == 0.5
+
+
+def test_no_gradient_reaches_the_guess() -> None:
+    weak = torch.randn(5, 3, requires_grad=True)
+    strong = torch.randn(5, 3, requires_grad=True)
+    loss, _ = confident_guess_loss(weak.softmax(1), strong, threshold=0.0)
+    loss.backward()
+    assert weak.grad is None
+    assert strong.grad is not None
+
+
+def test_threshold_above_one_uses_nothing_and_zero_uses_all() -> None:
+    guesses, strong = some_probs(), torch.randn(6, 4, dtype=torch.float64)
+    assert confident_guess_loss(guesses, strong, 1.01)[0] == 0
+    everything = F.cross_entropy(strong, guesses.argmax(1))
+    torch.testing.assert_close(confident_guess_loss(guesses, strong, 0.0)[0], everything)
+
+
+def test_uniform_means_leave_guesses_alone() -> None:
+    guesses, uniform = some_probs(), torch.full((4,), 0.25, dtype=torch.float64)
+    torch.testing.assert_close(align(guesses, uniform, uniform), guesses)
+    same = some_probs(1)[0]
+    torch.testing.assert_close(align(guesses, same, same), guesses)
+
+
+def test_guesses_equal_to_the_model_mean_become_the_prior() -> None:
+    mean, prior = some_probs(1, seed=1)[0], some_probs(1, seed=2)[0]
+    aligned = align(mean.expand(6, 4), mean, prior)
+    torch.testing.assert_close(aligned, prior.expand(6, 4), atol=1e-4, rtol=0)  # up to the 1e-6 terms
+
+
+def test_alignment_moves_the_mean_towards_the_prior() -> None:
+    guesses = some_probs(500)
+    skewed = guesses * torch.tensor([4.0, 1.0, 1.0, 1.0])
+    skewed = skewed / skewed.sum(1, keepdim=True)
+    uniform = torch.full((4,), 0.25, dtype=torch.float64)
+    before = (skewed.mean(0) - uniform).abs().max()
+    after = (align(skewed, skewed.mean(0), uniform).mean(0) - uniform).abs().max()
+    assert after < before / 3
+
+
+def test_soft_cross_entropy_of_one_hot_targets_is_cross_entropy() -> None:
+    logits, labels = torch.randn(5, 3), torch.tensor([0, 2, 1, 1, 0])
+    soft = soft_cross_entropy(F.one_hot(labels, 3).float(), logits)
+    torch.testing.assert_close(soft, F.cross_entropy(logits, labels, reduction="none"))
