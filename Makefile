@@ -14,11 +14,12 @@ setup: .venv/installed
 demo: setup
 	$(BIN)/wazuka demo
 
-test: setup
-	$(BIN)/python -m pytest -m "not slow"
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
 
 lint: setup
-	$(BIN)/ruff check . && $(BIN)/ruff format --check src tests recipes benchmarks && $(BIN)/mypy
+	$(BIN)/ruff check .
+	$(BIN)/mypy
 
 slow: setup
 	$(BIN)/python -m pytest -m slow

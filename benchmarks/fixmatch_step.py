@@ -1,10 +1,13 @@
 """One FixMatch step, end to end, against the code most people would use: images per second, as ratios in one run.
 
-    python benchmarks/fixmatch_step.py [--peer FOLDER] [--threads 2] [--rounds 5] [--only TEXT] [--compiled] [--out FILE]
+    python benchmarks/fixmatch_step.py [--peer FOLDER] [--only TEXT ...] [--rounds 5] [--out FILE] [--compiled]
 
 A step is 16 labeled images and 48 unlabeled ones in two views, 32x32x3, through WRN-28-2: draw, augment (mirror, move;
 RandAugment as USB has it for the strong view), forward, backward, optimizer step, averaged weights. All rows run in
-one process and take turns, so that a busy machine slows all of them alike; the medians are compared.
+one process and take turns, so that a busy machine slows all of them alike; medians are compared.
+
+What the settings of FixMatch named in the rows change, and what that cost where it was measured: docs/decisions.md.
+With `joint=False, frugal=True` a step's work depends on how many guesses are sure; rows state the share.
 
 The peer is microsoft/Semi-supervised-learning (USB), its own `train_step`, network, loaders and hooks, driven as its
 `train` drives them with the settings of its fixmatch_cifar10_40 file:
@@ -14,7 +17,7 @@ The peer is microsoft/Semi-supervised-learning (USB), its own `train_step`, netw
 It needs nothing else here: where torchvision, timm, transformers and its other needs are absent, stand-ins below are
 imported in their place (written for this file; RandAugment is the peer's own). What is changed in it: `.cuda()` does
 nothing, and its timer, which asks a GPU, is left out. Its three loader processes fill their queues while other rows
-have their turn, which flatters the peer by up to a tenth of its time for data.
+have their turn, which flatters the peer by up to its time for data, 4 % of a step.
 """
 
 import argparse
@@ -22,7 +25,6 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import json
-import os
 import platform
 import random
 import statistics
@@ -38,7 +40,9 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps
+from torch import Tensor
 
 from wazuka.augment import Chain, RandAugment, Weak
 from wazuka.data.streams import Batches, Pool
@@ -59,18 +63,42 @@ class Row:
     step: Callable[[], None]
 
 
-def pictures(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+def pictures(count: int) -> tuple[Tensor, Tensor]:
     """Smooth random pictures, uint8 (count, 3, 32, 32), and labels in turn: speed does not depend on what is seen."""
     coarse = torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 255
-    images = torch.nn.functional.interpolate(coarse, 32, mode="bilinear").to(torch.uint8)
+    images = F.interpolate(coarse, 32, mode="bilinear").to(torch.uint8)
     return images, torch.arange(count) % CLASSES
 
 
-def ours(name: str, change: str, precision: torch.dtype, layout: torch.memory_format, joint: bool = True) -> Row:
+class SureOf(FixMatch):
+    """FixMatch whose guesses are sure for a given share of the images, whatever the untrained network says."""
+
+    def __init__(self, share: float, settings: FixMatchSettings):
+        super().__init__(WideResNet(), CLASSES, settings)
+        self.share = share
+
+    @torch.no_grad()
+    def _guess(self, weak: Tensor, labels: Tensor) -> Tensor:
+        probs = super()._guess(weak, labels)
+        sure = torch.arange(len(probs)) % 48 < round(self.share * 48)
+        return torch.where(sure[:, None], F.one_hot(probs.argmax(dim=1), CLASSES).float(), 1 / CLASSES)
+
+
+def ours(
+    name: str,
+    change: str,
+    precision: torch.dtype = torch.bfloat16,
+    layout: torch.memory_format = torch.channels_last,
+    sure: float = 1.0,
+    compiled: bool = False,
+    **settings: bool,
+) -> Row:
     images, labels = pictures(5000)
     torch.manual_seed(0)
-    settings = FixMatchSettings(labeled_batch=LABELED, unlabeled_ratio=RATIO, joint=joint)
-    method = FixMatch(WideResNet(), CLASSES, settings).to(memory_format=layout)
+    method = SureOf(sure, FixMatchSettings(labeled_batch=LABELED, unlabeled_ratio=RATIO, **settings))
+    method = method.to(memory_format=layout)
+    if compiled:
+        method.net.compile()
     steppers = {player: Stepper(player, how) for player, how in method.players().items()}
     weak = Weak(flip=True)
     batches = Batches(
@@ -87,6 +115,23 @@ def ours(name: str, change: str, precision: torch.dtype, layout: torch.memory_fo
         done += 1
 
     return Row(name, change, step)
+
+
+def our_rows(compiled: bool) -> list[Row]:
+    plain, packed = torch.contiguous_format, torch.channels_last
+    rows = [
+        ours("float32, NCHW", "nothing", torch.float32, plain),
+        ours("float32", "nothing", torch.float32, packed),
+        ours("bfloat16", "rounding"),
+        ours("bfloat16, frugal", "rounding; the statistics' gradient is estimated", frugal=True),
+        ours("bfloat16, apart", "rounding; weak views are normalized apart", joint=False),
+    ]
+    for share in (1.0, 0.5, 0.25, 0.0):
+        name = f"bfloat16, apart and frugal, {share:.0%} sure"
+        rows.append(ours(name, "rounding; apart; estimated", sure=share, joint=False, frugal=True))
+    if compiled:
+        rows.append(ours("bfloat16, compiled", "rounding", compiled=True))
+    return rows
 
 
 # --- the peer ---------------------------------------------------------------------------------------------------------
@@ -134,7 +179,7 @@ class RandomHorizontalFlip:
 
 
 class ToTensor:
-    def __call__(self, image: Image.Image) -> torch.Tensor:
+    def __call__(self, image: Image.Image) -> Tensor:
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().to(torch.float32).div(255)
 
 
@@ -142,7 +187,7 @@ class Normalize:
     def __init__(self, mean: list[float], std: list[float]):
         self.mean, self.std = torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)
 
-    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+    def __call__(self, image: Tensor) -> Tensor:
         return image.sub(self.mean).div_(self.std)
 
 
@@ -164,7 +209,7 @@ class Anything(type):
 
 
 class AnyModule(types.ModuleType):
-    __path__: list[str] = []
+    __path__ = ()  # type: ignore[assignment]
 
     def __getattr__(self, name: str) -> type:
         if name.startswith("__") or name == "InterpolationMode":  # the peer has a way to do without the latter
@@ -197,12 +242,23 @@ class StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 def peer(folder: Path, workers: int) -> Row:
     """USB's FixMatch with 16 labeled images a step; `workers` as its num_workers, of which it starts three times."""
-    needs = {"torchvision", "torchaudio", "transformers", "timm", "skimage", "progress", "ruamel", "wandb", "aim", "tqdm"}
+    needs = [
+        "torchvision",
+        "torchaudio",
+        "transformers",
+        "timm",
+        "skimage",
+        "progress",
+        "ruamel",
+        "wandb",
+        "aim",
+        "tqdm",
+    ]
     # torchvision always: its compiled part rarely fits torch's build, and its CIFAR10 would download
     absent = {name for name in needs if name == "torchvision" or importlib.util.find_spec(name) is None}
     sys.meta_path.insert(0, StandIns(absent))
     sys.path.insert(0, str(folder))
-    torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign,assignment]
+    Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign,assignment]
     from semilearn import get_algorithm, get_net_builder  # type: ignore[import-not-found]
 
     steps = 1_000_000
@@ -257,6 +313,25 @@ def measure(rows: list[Row], rounds: int, block: int) -> dict[str, list[float]]:
     return seconds
 
 
+def table(rows: list[Row], seconds: dict[str, list[float]]) -> list[dict[str, Any]]:
+    """Per row: milliseconds (median, and fastest), images per second and ratio to the first row by the median."""
+    first = statistics.median(seconds[rows[0].name])
+    lines = []
+    for row in rows:
+        middle = statistics.median(seconds[row.name])
+        lines.append(
+            {
+                "row": row.name,
+                "ms": round(middle * 1e3, 1),
+                "fastest_ms": round(min(seconds[row.name]) * 1e3, 1),
+                "images_per_second": round(IMAGES_A_STEP / middle, 1),
+                "ratio": round(first / middle, 3),
+                "changes": row.change,
+            }
+        )
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", type=Path, help="a clone of microsoft/Semi-supervised-learning")
@@ -264,26 +339,33 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--block", type=int, default=3, help="timed steps in a row's turn")
-    parser.add_argument("--only", default="", help="time only rows whose name contains this (and the peer)")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--only", nargs="+", help="time these rows of ours alone")
+    parser.add_argument("--compiled", action="store_true", help="also a row with torch.compile; needs a C++ compiler")
+    parser.add_argument("--out", type=Path, help="write the table as JSON")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-
-    plain, packed = torch.contiguous_format, torch.channels_last
-    rows = [
-        ours("float32 NCHW", "nothing", torch.float32, plain),
-        ours("float32 channels-last", "nothing", torch.float32, packed),
-        ours("bfloat16", "rounding", torch.bfloat16, packed),
-        ours("bfloat16, weak apart", "rounding; apart", torch.bfloat16, packed, joint=False),
-    ]
-    rows = [row for row in rows if options.only in row.name]
+    rows = [row for row in our_rows(options.compiled) if not options.only or row.name in options.only]
     if options.peer:
         rows.insert(0, peer(options.peer, options.peer_workers))
-    seconds = measure(rows, options.rounds, options.block)
-    first = statistics.median(seconds[rows[0].name])
-    for row in rows:
-        middle = statistics.median(seconds[row.name])
-        print(f"{row.name:36}{middle * 1e3:8.0f} ms{IMAGES_A_STEP / middle:8.0f}/s{first / middle:7.2f}x  {row.change}")
+    lines = table(rows, measure(rows, options.rounds, options.block))
+    print(f"{'':40}{'ms':>6}{'fastest':>9}{'images/s':>10}{'ratio':>7}  changes in the mathematics")
+    for line in lines:
+        print(
+            f"{line['row']:40}{line['ms']:6.0f}{line['fastest_ms']:9.0f}{line['images_per_second']:10.0f}"
+            f"{line['ratio']:7.2f}  {line['changes']}"
+        )
+    if options.out:
+        git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        facts = {
+            "rows": lines,
+            "command": " ".join(["python", *sys.argv]),
+            "threads": options.threads,
+            "device": platform.processor() or platform.machine(),
+            "torch": torch.__version__,
+            "commit": git.stdout.strip() or None,
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        options.out.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def test_page_asks_nothing_of_the_network_and_runs_nothing(page):
     assert "https:" not in page
     assert "url(" not in page
     assert "@import" not in page
-    assert "default-src 'none'" in page
+    assert '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:;' in page
 
 
 def test_hostile_names_stay_text():

@@ -173,6 +173,13 @@ def test_a_hopeless_bin_dies_after_exactly_23_updates():
     assert policy.probabilities()[NAMES.index("posterize"), 0].gt(0).sum() == 8
 
 
+def test_a_weight_counts_with_one_minus_decay_more():
+    policy, row = CTAugment(), NAMES.index("blur")
+    policy.weights[row, 0, 3], policy.weights[row, 0, 4] = 0.799, 0.797
+    relative = policy.probabilities()[row, 0, 3:6]
+    torch.testing.assert_close(relative, torch.tensor([0.809 / 1.01, 0.0, 1.0], dtype=torch.float64), atol=1e-6, rtol=0)
+
+
 def test_sure_recognition_keeps_every_bin():
     policy = CTAugment()
     for seed in range(5):

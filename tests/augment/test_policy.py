@@ -107,6 +107,14 @@ def test_subpixel_moves_keep_the_mass_and_stay_in_reach():
     assert abs(place.mean()) < 0.03
 
 
+def test_subpixel_mirrors_half_exactly():
+    images = pictures(400, 3, 9, 12)
+    changed = Weak(flip=True, shift=0, subpixel=True)(images, seeded())
+    mirrored = changed.eq(images.flip(3)).flatten(1).all(dim=1)
+    assert (mirrored | changed.eq(images).flatten(1).all(dim=1)).all()
+    assert abs(mirrored.float().mean() - 0.5) < 0.1
+
+
 def test_affine_strong_at_rest_is_the_identity_and_each_part_acts():
     rest = {"rotation": 0, "scale": 0, "shear": 0, "translation": 0, "contrast": 0, "cutout": 0}
     images = pictures()

@@ -190,7 +190,7 @@ def test_a_damaged_cache_is_made_again(photos):
 
 def test_a_cache_that_cant_be_written_is_told(photos, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="can't write the cache of decoded images .* set WAZUKA_CACHE"):
+    with pytest.raises(UserError, match=r"can't write the cache of decoded images .* set WAZUKA_CACHE"):
         open_images(photos, cache=tmp_path / "file")
 
 
@@ -201,7 +201,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(photos, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(pack, "_write_header", full)
-    with pytest.raises(UserError, match="No space left on device.*: free space there"):
+    with pytest.raises(UserError, match=r"No space left on device.*: free space there"):
         open_images(photos)
     assert pack_folders() == []
 

@@ -1,5 +1,6 @@
 """Every odd kind of file, made for real by Pillow, against what a person would see."""
 
+import contextlib
 import io
 import struct
 import zlib
@@ -193,7 +194,7 @@ def test_empty_and_foreign_files_say_so():
             decode(data, NATIVE)
     with pytest.raises(Unreadable, match="HEIC"):
         decode(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99), NATIVE)
-    with pytest.raises(Unreadable, match="damaged|truncated"):
+    with pytest.raises(Unreadable, match=r"damaged|truncated"):
         decode(b"\x89PNG\r\n\x1a\n" + b"nonsense" * 9, NATIVE)
 
 
@@ -201,7 +202,7 @@ def test_empty_and_foreign_files_say_so():
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
 def test_truncated_files_are_refused_whatever_the_format(kind, share):
     data = encoded(picture(0, (64, 64), 3), kind)
-    with pytest.raises(Unreadable, match="truncated|damaged|not an image"):
+    with pytest.raises(Unreadable, match=r"truncated|damaged|not an image"):
         decode(data[: int(len(data) * share)], NATIVE)
 
 
@@ -220,10 +221,8 @@ def test_flipped_bytes_never_raise_anything_but_unreadable():
             broken = bytearray(data)
             for place in rng.integers(0, len(data), 8):
                 broken[place] = rng.integers(0, 256)
-            try:
+            with contextlib.suppress(Unreadable):
                 decode(bytes(broken), Shape((16, 16)))
-            except Unreadable as error:
-                assert str(error)
 
 
 def test_decompression_bomb_is_refused_from_its_header():
@@ -268,6 +267,16 @@ def test_squash_keeps_everything_and_stretches():
     got = pixels(encoded(image), Shape((20, 20), fit="squash"))[0]
     assert (got[:, :8] == 50).all()
     assert (got[:, 12:] == 200).all()
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_needles_and_dots_have_every_shape(kind, fit):
+    for size in ((1, 3000), (3000, 1), (1, 1), (2, 5)):
+        got = pixels(encoded(Image.new("L", size[::-1], 120), kind), Shape((64, 48), fit=fit))
+        assert got.shape == (1, 64, 48)
+        assert 118 <= got.max() <= 122
+        assert fit == "pad" or got.min() >= 118
 
 
 def test_shrinking_is_antialiased():

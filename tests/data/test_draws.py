@@ -31,7 +31,7 @@ def test_svhn_counts_are_those_of_the_published_splits(total, expected):
 def test_a_draw_is_the_one_of_create_split():
     """The loop of google-research/remixmatch's scripts/create_split.py, word for word but for the file handling."""
     seed, size = 3, 23
-    class_data = [list(np.flatnonzero(LABELS == c)) for c in range(5)]
+    class_data = [list(np.flatnonzero(c == LABELS)) for c in range(5)]
     counts = np.array([len(data) for data in class_data])
     np.random.seed(seed)
     for c in range(5):
@@ -50,7 +50,8 @@ def test_proportional_is_equal_where_classes_are():
     labels = np.repeat(np.arange(10), 50)
     for seed in range(3):
         np.testing.assert_array_equal(
-            draw_labels(labels, total=40, seed=seed, balance="proportional"), draw_labels(labels, per_class=4, seed=seed)
+            draw_labels(labels, total=40, seed=seed, balance="proportional"),
+            draw_labels(labels, per_class=4, seed=seed),
         )
 
 

@@ -119,6 +119,15 @@ def test_a_folder_that_cant_be_entered_is_listed(photos, monkeypatch):
     assert len(data.train) == 7
 
 
+def test_a_folder_that_is_locked_itself_says_so(photos, monkeypatch):
+    def locked(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "scandir", locked)
+    with sentence("holds no image; .*photos: a folder that can't be read: Permission denied"):
+        open_images(photos)
+
+
 def test_leftovers_of_file_managers_are_passed_over_in_silence(photos):
     for name in (".DS_Store", "Thumbs.db", "desktop.ini", ".hidden/x.png", "__MACOSX/crack/._a.png", "crack/._a.png"):
         path = photos / name

@@ -85,7 +85,7 @@ def test_wrong_pieces_are_refused():
         {"extras": {"group": np.zeros(2)}},
     ):
         pieces = {"images": good.images, "labels": good.labels, "classes": good.classes, "names": good.names} | change
-        with pytest.raises(ValueError, match="must|but|entries"):
+        with pytest.raises(ValueError, match=r"must|but|entries"):
             ImageSet(**pieces)
 
 

@@ -67,7 +67,9 @@ def test_a_folder_of_that_name_goes_first(tmp_path, monkeypatch):
 def test_a_set_that_is_nowhere_is_told_with_both_remedies(monkeypatch):
     monkeypatch.delenv("WAZUKA_DATA", raising=False)
     real = __import__("importlib.util").util.find_spec
-    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name == "datasets" else real(name, *rest))
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *rest: None if name == "datasets" else real(name, *rest)
+    )
     with sentence(r"svhn is not on this machine: set WAZUKA_DATA to a folder .* pip install 'wazuka\[hub\]'"):
         open_images("svhn")
 

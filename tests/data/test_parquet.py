@@ -14,7 +14,10 @@ def write(path, seeds, labels=None, *, names=None, label="label", paths=True, me
     """Pictures in the form Hugging Face writes; `names` are the class names."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [
-        {"bytes": encoded(picture(seed)) if seed is not None else None, "path": f"{path.stem}-{i}.png" if paths else None}
+        {
+            "bytes": encoded(picture(seed)) if seed is not None else None,
+            "path": f"{path.stem}-{i}.png" if paths else None,
+        }
         for i, seed in enumerate(seeds)
     ]
     columns = {"image": pa.array(rows, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))}
@@ -100,7 +103,8 @@ def test_paths_to_files_beside_the_table(tmp_path):
 
 
 def test_rows_without_a_picture_are_skipped_and_the_columns_stay_in_step(tmp_path):
-    more = {"drawer": ([5, 6, 7], {"_type": "Value"}), "role": ([1, 0, 1], {"_type": "ClassLabel", "names": ["s", "q"]})}
+    role = {"_type": "ClassLabel", "names": ["s", "q"]}
+    more = {"drawer": ([5, 6, 7], {"_type": "Value"}), "role": ([1, 0, 1], role)}
     path = write(tmp_path / "p.parquet", [0, None, 2], [0, 1, 1], names=["a", "b"], paths=False, more=more)
     for _ in range(2):
         data = open_images(path).train

@@ -56,8 +56,9 @@ def test_gradient_stays_close_to_that_of_the_joint_batch():
     images = torch.rand(64, 3, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     exact = gradients(F.cross_entropy(net(images)[:32], labels), net)
     estimate = gradients(F.cross_entropy(with_onlookers(net, images[:32], images[32:])[0], labels), net)
-    # 0.79 if statistics were constants, and about 0.9 if each group were normalized by itself
-    assert F.cosine_similarity(exact, estimate, dim=0) > 0.97
+    # 0.997 here; 0.853 if statistics were constants, 0.964 with the learners' true share of their gradient alone,
+    # 0.967 if the learners were normalized by themselves
+    assert F.cosine_similarity(exact, estimate, dim=0) > 0.99
 
 
 def test_without_onlookers_it_is_the_plain_pass():

@@ -97,20 +97,23 @@ def fit(
     resume
         Go on with an interrupted run; needs --out.
     """
+    import os
+
     import wazuka.app.job as job
     from wazuka.app.console import clock, share, showing_progress, span
     from wazuka.app.learn import Watch, stopping_on_signals
 
     if resume and out is None:
         raise UserError("--resume needs --out with the folder of the run to go on with.")
-    folder = out or job.free_folder(Path(photos).name)
     with showing_progress() as console, stopping_on_signals() as stop:
         model = job.fit(
             photos, labels, labels_per_class=labels_per_class, seed=seed, method=method, settings=_settings(set_),
-            steps=steps, minutes=minutes, size=size, fit=fit, flip=flip, folds=folds, precision=precision, out=folder,
+            steps=steps, minutes=minutes, size=size, fit=fit, flip=flip, folds=folds, precision=precision, out=out,
             resume=resume, watch=Watch(console.step, stop), opening=console.opening,
         )  # fmt: skip
-    metrics = model.metrics
+    if os.environ.get("RANK", "0") != "0":  # under torchrun one process speaks for all
+        return
+    metrics, folder = model.metrics, model.folder
     print(f"Learned {len(model.classes)} classes from {metrics['n_labeled']:,} labels and {metrics['n_unlabeled']:,} "
           f"images without, in {clock(metrics['seconds'])} of training.")  # fmt: skip
     if metrics["test_accuracy"] is None:
@@ -170,7 +173,7 @@ def demo(
     out: Annotated[Path | None, Parameter(help="Folder for the run. Default: runs/demo, or runs/demo-2, ...")] = None,
     seed: Annotated[int, Parameter(help="Decides which 40 labels are kept.")] = 0,
 ) -> None:
-    """See it work in a minute: 1,797 scanned digits that come with scikit-learn, 40 labels, 500 held out for testing."""
+    """See it work in a minute: 1,797 scanned digits, 40 labels, 500 held out for testing."""
     from wazuka.app.demo import demo as run_demo
 
     run_demo(out, seed)
@@ -185,7 +188,7 @@ def compare(
     labels: Annotated[int, Parameter(help="Labels in all, the same number for each class.")] = 40,
     seeds: Annotated[int, Parameter(help="How many seeds: each draws its own labels.")] = 5,
     steps: Annotated[int | None, Parameter(help="Of each training. Default: what suits the images' size.")] = None,
-    out: Annotated[Path | None, Parameter(help="Folder for results.json and the plot. Default: runs/compare-DATA.")] = None,
+    out: Annotated[Path | None, Parameter(help="Folder of the results. Default: runs/compare-DATA.")] = None,
 ) -> None:
     """Compare methods on the same images, labels, network and budget: a table with intervals, and a plot.
 

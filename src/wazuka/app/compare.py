@@ -3,12 +3,12 @@
 import json
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from wazuka.app.catalog import entry, make_settings
-from wazuka.app.console import clock, share, showing_progress, span, table
+from wazuka.app.console import Console, clock, share, showing_progress, span, table
 from wazuka.app.job import Choices, Job, prepare
 from wazuka.app.learn import Interrupted, Watch, stopping_on_signals
 from wazuka.app.runs import Run
@@ -50,7 +50,7 @@ def compare(
                     continue
                 if stop():
                     raise Interrupted(_command(source, methods, labels, seeds, steps, folder))
-                watch = Watch(lambda stage, done, total, n=name, s=seed: console.step(f"{n}, seed {s}", done, total), stop)  # type: ignore[misc]
+                watch = Watch(_named(console, f"{name}, seed {seed}"), stop)
                 try:
                     row = _one(data, name, method, settings, per_class, seed, steps, fabric, folder, watch)
                 except Interrupted:
@@ -67,18 +67,26 @@ def _one(
     prepared = prepare(data, per_class, seed, False, None)
     if prepared.test is None:
         raise UserError(f"{data.name} has no test images, and too few labeled ones to hold some out for a comparison.")
-    choices = Choices(source=data.name, labels_per_class=per_class, seed=seed, method=method, settings=settings, steps=steps)
+    choices = Choices(
+        source=data.name, labels_per_class=per_class, seed=seed, method=method, settings=settings, steps=steps
+    )
     job = Job(choices, entry(method), None, prepared, fabric, Run(folder), watch)
     guesses, seconds = job.rival(method, settings)
     correct, n = int((guesses == prepared.test.labels).sum()), len(prepared.test)
     return {"method": name, "seed": seed, "correct": correct, "n": n, "seconds": round(seconds, 2)}
 
 
+def _named(console: Console, name: str) -> Callable[[str, int, int], None]:
+    """The console's step under another name than the stage's."""
+    return lambda stage, done, total: console.step(name, done, total)
+
+
 def _report(results: dict[str, Any], methods: list[str], seeds: int, folder: Path) -> dict[str, Any]:
     summaries: dict[str, Summary] = {}
     rows = []
     for name in methods:
-        runs = sorted((r for r in results["runs"] if r["method"] == name and r["seed"] < seeds), key=lambda r: r["seed"])
+        own = [run for run in results["runs"] if run["method"] == name and run["seed"] < seeds]
+        runs = sorted(own, key=lambda run: run["seed"])
         values = [run["correct"] / run["n"] for run in runs]
         summaries[name] = summary = summarize(values)
         interval = summary.mean
@@ -156,5 +164,6 @@ def _parted(name: str) -> tuple[str, dict[str, str]]:
 
 
 def _command(source: str, methods: Sequence[str], labels: int, seeds: int, steps: int | None, folder: Path) -> str:
-    words = ["wazuka", "compare", source, "--methods", ",".join(methods), "--labels", str(labels), "--seeds", str(seeds)]
+    words = ["wazuka", "compare", source, "--methods", ",".join(methods), "--labels", str(labels)]
+    words += ["--seeds", str(seeds)]
     return shlex.join([*words, *(["--steps", str(steps)] if steps else []), "--out", str(folder)])

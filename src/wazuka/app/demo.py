@@ -20,7 +20,7 @@ PER_CLASS = 4
 def demo(out: Path | None, seed: int) -> None:
     """Train, compare, print the table and the report's path."""
     folder = out or free_folder("demo")
-    print("1,797 scanned digits of 8x8 pixels (scikit-learn): 40 labels, 1,257 images without, 500 held out for testing.")
+    print("1,797 scanned digits of 8x8 pixels: 40 labels, 1,257 images without, 500 held out for testing.")
     with showing_progress() as console, stopping_on_signals() as stop:
         model = fit(
             "digits", labels_per_class=PER_CLASS, seed=seed, out=folder, watch=Watch(console.step, stop),

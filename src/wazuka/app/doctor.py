@@ -24,7 +24,7 @@ def print_checkup() -> None:
     name = torch.cuda.get_device_name(0) if device.type == "cuda" else f"CPU, {platform.machine()}"
     rows.append(["device", name, "" if device.type == "cuda" else "no GPU: photos up to 64 pixels train well without"])
     rows.append(["threads", f"{torch.get_num_threads()} of {os.cpu_count()} processors", ""])
-    rows.append(["precision", str(fast_precision(device)).removeprefix("torch."), "of convolutions; weights stay float32"])
+    rows.append(["precision", str(fast_precision(device)).removeprefix("torch."), "weights stay float32"])
     rows += [_cache_row(), _data_row()]
     hub = importlib.util.find_spec("datasets") is not None
     rows.append(["datasets (extra hub)", "there" if hub else "missing", "" if hub else 'pip install "wazuka[hub]"'])

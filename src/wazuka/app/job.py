@@ -111,7 +111,9 @@ class Prepared:
     duplicates: list[str]
 
 
-def prepare(data: Dataset, labels_per_class: int | None, seed: int, cross_validated: bool, draw: Draw | None) -> Prepared:
+def prepare(
+    data: Dataset, labels_per_class: int | None, seed: int, cross_validated: bool, draw: Draw | None
+) -> Prepared:
     """Draw the labels and set the test images apart. `draw` redoes an earlier draw. Raises UserError."""
     require_labels(data)
     train, test = data.train, data.test
@@ -183,9 +185,10 @@ def fit(
     )  # fmt: skip
     item = entry(choices.method)
     made_settings = make_settings(item, choices.settings)  # before any image is read: a typo should not cost minutes
-    folder = Path(out) if out is not None else free_folder(Path(str(source)).name or "run")
-    data = open_images(choices.source, choices.labels, size=choices.size, fit=choices.fit, progress=opening)
     fabric = launch()
+    # chosen by one process, or the others would find it taken and choose the next
+    folder = Path(fabric.broadcast(str(out or free_folder(Path(str(source)).name or "run"))))
+    data = open_images(choices.source, choices.labels, size=choices.size, fit=choices.fit, progress=opening)
     run, before = _claim(folder, choices, data, resume, fabric)
     draw = draw_from_json((run.folder / "draw.json").read_bytes()) if before and choices.labels_per_class else None
     prepared = prepare(data, choices.labels_per_class, choices.seed, choices.folds > 0, draw)
@@ -260,15 +263,17 @@ class Job:
         train = self.prepared.train
         metrics = self.run.read("metrics.json")
         return Model(
-            learner.method, train.classes, train.size, train.channels, self.choices.fit, metrics, self.fabric.device
-        )
+            learner.method, train.classes, train.size, train.channels, self.choices.fit, metrics, self.fabric.device,
+            self.run.folder,
+        )  # fmt: skip
 
     def rival(self, method: str, settings: Mapping[str, Any]) -> tuple[np.ndarray, float]:
         """Train another method on the same labels, network and number of steps; its guesses for the test images
         (N,), and the seconds it took.
         """
         assert self.prepared.test is not None
-        other = dataclasses.replace(self, item=entry(method), choices=dataclasses.replace(self.choices, settings=settings))
+        choices = dataclasses.replace(self.choices, settings=settings)
+        other = dataclasses.replace(self, item=entry(method), choices=choices)
         plan, made = other._plan()
         learner = other._learner(plan, made, self._precision(), self.prepared.train, self.choices.seed)
         steps = self.choices.steps or plan.steps

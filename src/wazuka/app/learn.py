@@ -178,7 +178,8 @@ class Learner:
         """Whether any process wants to stop; all must end at the same step, or the others wait for it forever."""
         if self.fabric.world_size == 1:
             return stop
-        return bool(self.fabric.all_reduce(torch.tensor(float(stop)), reduce_op="sum") > 0)
+        votes = self.fabric.all_reduce(torch.tensor(float(stop)), reduce_op="sum")
+        return bool(torch.as_tensor(votes) > 0)
 
 
 @torch.inference_mode()

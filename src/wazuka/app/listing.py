@@ -12,7 +12,9 @@ from wazuka.errors import UserError
 
 def print_methods() -> None:
     """A table of all methods, by setting."""
-    rows = [[item.name, item.setting, "wazuka fit" if item.fits else "Python", _say(item)] for item in entries().values()]
+    rows = [
+        [item.name, item.setting, "wazuka fit" if item.fits else "Python", _say(item)] for item in entries().values()
+    ]
     table("Methods", ["name", "setting", "from", "what it does"], rows, numbers=False)
     print("\n`wazuka methods NAME` shows one method's source and settings.")
 

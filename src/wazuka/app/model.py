@@ -39,6 +39,7 @@ class Model:
     channels   1 gray, 3 RGB
     fit        how another aspect ratio is met: "crop", "pad" or "squash"
     metrics    of the run, or {} where it has none
+    folder     of the run
     """
 
     method: Method
@@ -48,6 +49,7 @@ class Model:
     fit: str
     metrics: dict[str, Any]
     device: torch.device
+    folder: Path
 
     def predict_proba(self, images: np.ndarray) -> np.ndarray:
         """(N, C, H, W) uint8 of this model's size and channels -> (N, classes) float32 probabilities."""
@@ -111,7 +113,7 @@ def load(folder: str | Path) -> Model:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     method = method.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     metrics = run.read("metrics.json") if (run.folder / "metrics.json").exists() else {}
-    return Model(method, classes, size, channels, fit, metrics, device)
+    return Model(method, classes, size, channels, fit, metrics, device, run.folder)
 
 
 def _short(error: Exception) -> str:

@@ -52,17 +52,18 @@ def plan_for(height: int, width: int, channels: int, flip: bool | None = None) -
     else:
         weak = Weak(flip=flip, shift=0.125)
         strong = Chain((weak, RandAugment()))
+    widths: tuple[int, ...]
     if side <= 12:
-        widths, steps = (32, 64), 2000
+        widths, steps = (32, 64), 1500
     elif side <= 40:
         widths, steps = (32, 64, 128), 4000
     else:
         widths, steps = (32, 64, 128, 256), 3000
     settings = {
-        "labeled_batch": 32,
-        "unlabeled_ratio": 2,
+        "labeled_batch": 16,
+        "unlabeled_ratio": 6,
         "averaging": 0.99 if steps < 5000 else 0.999,
         "alignment": True,
-        "optimizer": Optimizer(lr=0.03, weight_decay=5e-4, schedule=cosine_7_16),
+        "optimizer": Optimizer(lr=0.1, weight_decay=5e-4, schedule=cosine_7_16),
     }
     return Plan(widths, settings, {"plain": Plain(), "weak": weak, "strong": strong}, steps)

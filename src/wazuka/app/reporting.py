@@ -28,15 +28,17 @@ def report_of(run: Run) -> ReportData:
     if evaluation is not None:
         measured = "test" if facts["measured"] == "test" else "cross-validation"
     gallery = load_gallery(run.folder / "gallery.parquet")
-    shown = ("data", "method", "n_labeled", "n_unlabeled", "labels_per_class", "seed", "steps", "precision", "device",
-             "threads", "processes", "fingerprint", "wazuka", "torch", "python", "started", "settings", "plan")  # fmt: skip
+    shown = (
+        "data", "method", "n_labeled", "n_unlabeled", "labels_per_class", "seed", "steps", "precision", "device",
+        "threads", "processes", "fingerprint", "wazuka", "torch", "python", "started", "settings", "plan",
+    )  # fmt: skip
     return ReportData(
         title=facts["data"],
         run={name: _short(facts[name]) for name in shown} | {k: metrics[k] for k in ("seconds", "images_per_second")},
         evaluation=evaluation,
         measured=measured,
         protocol=facts["protocol"],
-        curves=[row for row in run.metrics() if row["stage"] == "final"],
+        curves=run.metrics(),
         baselines=[
             Baseline(row["name"], wilson(row["correct"], row["n"]), row.get("seconds"), row.get("note", ""))
             for row in metrics.get("baselines", ())
@@ -69,7 +71,8 @@ def warnings_for(facts: dict[str, Any], metrics: dict[str, Any]) -> list[str]:
         found.append(f"Fewer than 4 labels: {', '.join(few[:5])}{' and others' if len(few) > 5 else ''}.")
     if max(counts) > 5 * min(counts):
         found.append(
-            f"The labels are uneven ({min(counts)} to {max(counts)} a class): probabilities lean to the frequent classes."
+            f"The labels are uneven ({min(counts)} to {max(counts)} a class): "
+            "probabilities lean to the frequent classes."
         )
     return found
 

@@ -79,7 +79,7 @@ def open_run(folder: str | Path) -> Run:
     facts = run.read("run.json")
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         version = facts.get("wazuka", "unknown") if isinstance(facts, dict) else "unknown"
-        raise UserError(f"{folder} was written by Wazuka {version} in a form that this version can't read; fit it again.")
+        raise UserError(f"{folder} was written by Wazuka {version}, in a form this version can't read; fit it again.")
     return run
 
 

@@ -152,7 +152,8 @@ def _make(
     key.update(json.dumps([packed.skipped, dict(table.facts)], sort_keys=True).encode())
     if table.columns:
         with open(folder / "columns.npz", "wb") as file:
-            np.savez(file, **dict(table.columns))  # never of objects: nothing in the cache needs pickle
+            columns: Any = dict(table.columns)  # never of objects: nothing in the cache needs pickle
+            np.savez(file, **columns)
             file.flush()
             os.fsync(file.fileno())
         for name in sorted(table.columns):

@@ -101,7 +101,7 @@ def decode(data: bytes, shape: Shape) -> Picture:
             plain, dark = _plain(image)
         except MemoryError:
             raise Unreadable(f"too large for this machine's memory: {width} x {height} pixels") from None
-        except (OSError, ValueError, SyntaxError, ArithmeticError, TypeError, KeyError, IndexError, EOFError) as error:
+        except Exception as error:  # a decoder fed with damaged bytes may raise anything
             raise Unreadable(_reason(error)) from None
     if size is not None:
         plain = _resized(plain, size, shape.fit)

@@ -67,7 +67,8 @@ def open_folder(
     check    raise UserError for a class without an image and for fewer than two classes (if there is any)
     """
     if not listing.names:
-        raise UserError(f"{folder} holds no image")
+        reason = f"; {listing.unreadable[0].name}: {listing.unreadable[0].reason}" if listing.unreadable else ""
+        raise UserError(f"{folder} holds no image{reason}")
     layout = _layout(listing)
     places = layout.places(listing.names)
     if all(split != "train" for split, _ in places):  # nothing but a folder called test: then that is all there is
@@ -138,9 +139,7 @@ def open_files(
     if isinstance(pack, list):
         raise UserError(f"{pack[0].name} could not be read as an image: it is {pack[0].reason}")
     labels = np.full(len(pack.images), UNLABELED)
-    images = ImageSet(
-        pack.images, labels, (), pack.names, pack.skipped, notes=pack.notes, fingerprint=pack.fingerprint
-    )
+    images = ImageSet(pack.images, labels, (), pack.names, pack.skipped, notes=pack.notes, fingerprint=pack.fingerprint)
     return Dataset(title, title, images)
 
 

@@ -304,4 +304,3 @@ def _check_header(file: BinaryIO) -> None:
         raise Unreadable("more pixels than allowed, as a decompression bomb would have") from None
     except Exception:
         raise Unreadable("not an image") from None
-

@@ -133,5 +133,5 @@ class Batches:
         for which in torch.randperm(len(classes), generator=generator)[: stream.way].tolist():
             order = torch.randperm(len(classes[which]), generator=generator)[: stream.shot + stream.query]
             drawn.append(classes[which][order])
-        rows = torch.stack(drawn)
-        return torch.cat([rows[:, : stream.shot].flatten(), rows[:, stream.shot :].flatten()])
+        table = torch.stack(drawn)
+        return torch.cat([table[:, : stream.shot].flatten(), table[:, stream.shot :].flatten()])

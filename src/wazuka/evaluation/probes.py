@@ -56,8 +56,8 @@ class LinearProbe:
     """A fitted linear probe.
 
     strength    the C that validation chose
-    classes     C class indices that the training labels hold may be fewer than n_classes
-    validation  accuracy that each C reached on held-out training labels; empty where no class had two labels
+    validation  accuracy that each C reached on held-out training labels; empty where too few classes had two labels
+    n_classes   columns of the answers; the training labels may hold fewer classes
     """
 
     strength: float

@@ -20,7 +20,7 @@ def mean_over_processes(value: Tensor) -> Tensor:
     if count == 1:
         return value
     if value.requires_grad:
-        return differentiable.all_reduce(value) / count  # type: ignore[no-untyped-call]
+        return differentiable.all_reduce(value) / count
     total = value.clone()
     dist.all_reduce(total)
     return total / count

@@ -19,7 +19,8 @@ class LeNet(Backbone):
         self.feature_size = 500
         for layer in (self.conv1, self.conv2, self.hidden, self.head):
             nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
     def features(self, images: Tensor) -> Tensor:
         x = F.max_pool2d(F.relu(self.conv1(images)), 2)

@@ -60,8 +60,8 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tens
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith(prefix):
-            place, key = name.removeprefix(prefix).split(".", 1)
-            state.setdefault(int(place), {})[key] = value
+            number, key = name.removeprefix(prefix).split(".", 1)
+            state.setdefault(int(number), {})[key] = value
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for place, values in state.items():
         for key, value in values.items():

@@ -24,10 +24,6 @@ def a_method(learned: CTAugment | None = None, **settings) -> FixMatch:
     return FixMatch(ConvNet(1, 3, (4, 8)), 3, FixMatchSettings(labeled_batch=4, **settings), learned).train()
 
 
-def gradients(method: nn.Module, loss: torch.Tensor) -> list[torch.Tensor]:
-    return list(torch.autograd.grad(loss, [p for p in method.net.parameters()], allow_unused=True))
-
-
 def test_threshold_above_one_is_supervised_learning() -> None:
     method, batch = a_method(threshold=1.01), a_batch()
     loss, parts = method.loss(batch, 0.0)

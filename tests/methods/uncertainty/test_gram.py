@@ -18,7 +18,11 @@ def by_hand(activation: torch.Tensor, power: int) -> torch.Tensor:
 
 def network(seed: int = 0) -> ConvNet:
     torch.manual_seed(seed)
-    return ConvNet(classes=3, widths=(4, 6)).eval()
+    net = ConvNet(classes=3, widths=(4, 6)).eval()
+    with torch.no_grad():  # so that it does not take all noise for one class
+        net.head.weight *= 20
+        net.head.bias -= net(torch.rand(100, 1, 8, 8)).mean(dim=0)
+    return net
 
 
 @pytest.fixture
@@ -54,7 +58,10 @@ def test_values_are_the_row_sums_of_the_whole_matrix():
 def test_tenth_powers_neither_overflow_nor_vanish():
     activation = torch.randn(3, 4, 5, 5)
     for factor in (1e-15, 1e15):  # float32; the twentieth power is beyond float64 as well
-        torch.testing.assert_close(gram_values(activation * factor, 10) / factor**2, gram_values(activation, 10))
+        scaled = gram_values(activation * factor, 10) / factor**2
+        torch.testing.assert_close(scaled, gram_values(activation, 10), rtol=1e-5, atol=0)
+    faint = torch.tensor([[1.0, 1e-3]])[:, :, None]  # its twentieth power is nothing to float32
+    torch.testing.assert_close(gram_values(faint, 10)[0, 9, 1], torch.tensor((1e-30 + 1e-60) ** 0.1).double())
     assert gram_values(torch.zeros(2, 3, 4, 4), 10).eq(0).all()
 
 
@@ -84,7 +91,7 @@ def test_images_the_ranges_come_from_deviate_by_exactly_nothing(images):
     assert len(fitted) == 54
     assert fitted.eq(0).all()
     rest = torch.cat([detector.deviations(o) for o in observing(net, images[held_out])()])
-    assert (rest.sum(dim=1) > 0).all()
+    assert rest.gt(0).any(dim=1).sum() >= 3
     torch.testing.assert_close(detector.expected, rest.mean(dim=0) + 1e-7)
 
 
@@ -170,13 +177,13 @@ def test_one_image_in_ten_is_held_out_whatever_their_order():
 
 def test_only_the_layers_it_knows_count(images):
     net = network()
-    detector = Gram().fit(lambda: (net.observe(part, ["layers.0", "layers.5"]) for part in images.split(20)))
-    assert detector.layers == ["layers.0", "layers.5"]
+    detector = Gram().fit(lambda: (net.observe(part, ["layers.0", "layers.7"]) for part in images.split(20)))
+    assert detector.layers == ["layers.0", "layers.7"]
     assert detector.widths.tolist() == [4, 6]
     torch.testing.assert_close(
-        detector.score(net.observe(images, layers=None)), detector.score(net.observe(images, ["layers.5", "layers.0"]))
+        detector.score(net.observe(images, layers=None)), detector.score(net.observe(images, ["layers.7", "layers.0"]))
     )
-    with pytest.raises(ValueError, match=r"layers\.5"):
+    with pytest.raises(ValueError, match=r"layers\.7"):
         detector.score(net.observe(images, ["layers.0"]))
 
 

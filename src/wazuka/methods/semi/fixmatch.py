@@ -2,7 +2,8 @@
 
 Sohn et al. 2020, arXiv:2001.07685; google-research/fixmatch. Equation numbers are the paper's.
 Differs from it: the views are made by the data stream, not here; distribution alignment (the paper's Sec. 5,
-ReMixMatch's Sec. 3.1) is an option. Two settings trade exactness for speed, chiefly on a CPU (benchmarks/fixmatch_step.py):
+ReMixMatch's Sec. 3.1) is an option. Two settings trade exactness for speed, chiefly on a CPU, see
+benchmarks/fixmatch_step.py:
 `frugal` backpropagates only through images that have a loss of their own, see parts/onlookers.py;
 `joint=False` guesses in a pass of its own, without gradient: batch norm then normalizes the two passes apart, and its
 running statistics are those of the pass that learns. With both, a strong view whose guess was rejected only looks on.
@@ -39,7 +40,7 @@ class FixMatchSettings:
     )
 
     def __post_init__(self) -> None:
-        if not 0 <= self.threshold:
+        if not self.threshold >= 0:
             raise ValueError(f"threshold must not be negative (above 1 no guess is used), got {self.threshold}")
         if self.unlabeled_ratio < 1 or self.unlabeled_weight < 0:
             raise ValueError("unlabeled_ratio must be at least 1 and unlabeled_weight not negative")
@@ -89,7 +90,7 @@ class FixMatch(Method):
         unlabeled, used = confident_guess_loss(guesses, strong, self.settings.threshold)  # Eq. 4
         total = supervised + self.settings.unlabeled_weight * unlabeled  # Sec. 2.2
         if self.learned is not None:
-            self._learn_augmentation(batch)
+            self._learn_augmentation(self.learned, batch)
         return total, as_tensor_parts(supervised=supervised, unlabeled=unlabeled, used=used)
 
     def _all_together(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -124,10 +125,10 @@ class FixMatch(Method):
         return aligned
 
     @torch.no_grad()
-    def _learn_augmentation(self, batch: Batch) -> None:
+    def _learn_augmentation(self, learned: CTAugment, batch: Batch) -> None:
         # the averaged weights in eval mode, as in cta/lib/train.py; the probability of the truth is the proximity
         probs = self.predict(batch.probe)
-        self.learned.update(batch.probe_draw, probs.gather(1, batch.labels[:, None])[:, 0])
+        learned.update(batch.probe_draw, probs.gather(1, batch.labels[:, None])[:, 0])
 
     def after_step(self) -> None:
         self.average.update(self.net)

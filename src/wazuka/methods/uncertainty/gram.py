@@ -35,10 +35,11 @@ def gram_values(activation: Tensor, powers: int) -> Tensor:
     x = activation.double().reshape(len(activation), activation.shape[1], -1)
     scale = x.abs().amax(dim=(1, 2), keepdim=True)
     x = x / scale.clamp_min(torch.finfo(x.dtype).tiny)
-    power, values = torch.ones_like(x), []
+    power, values, all_channels = torch.ones_like(x), [], x.new_ones(len(x), 1, x.shape[1])
     for p in range(1, powers + 1):
-        power = power * x
-        sums = torch.bmm(power, power.sum(dim=1)[:, :, None])[:, :, 0]
+        power *= x
+        total = all_channels @ power  # (N, 1, HW); much faster than power.sum(dim=1)
+        sums = (power @ total.mT)[:, :, 0]
         values.append(sums.sign() * sums.abs() ** (1 / p))
     return torch.stack(values, dim=1) * scale.square()
 
@@ -99,17 +100,25 @@ class Gram(Detector):
     @torch.no_grad()
     def fit(self, observations: Callable[[], Iterable[Observation]]) -> "Gram":
         """Two passes: ranges from most of the training images, then the usual deviations from those held out."""
-        self._fit_ranges(_rows(observations, self.settings.held_out, held_out=False))
+        self._fit_ranges(observations)
         self.expected = torch.ones_like(self.widths, dtype=torch.float64)
-        held_out = [self.deviations(o) for o in _rows(observations, self.settings.held_out, held_out=True)]
+        held_out = [self.deviations(_only(o, rows)) for o, rows in self._passing(observations) if rows.any()]
         if not held_out:
             raise UserError("Gram matrices hold out a share of the training images, and there are too few for that.")
         self.expected = torch.cat(held_out).mean(dim=0) + 1e-7  # E_l; 1e-7 is the authors' code's
         return self
 
-    def _fit_ranges(self, observations: Iterator[Observation]) -> None:
+    def _passing(self, observations: Callable[[], Iterable[Observation]]) -> Iterator[tuple[Observation, Tensor]]:
+        """A fresh pass, and which images (N,) of each batch are held out; that depends on their order alone."""
+        start = 0
+        for observation in observations():
+            places = torch.arange(start + 1, start + len(observation) + 1, dtype=torch.float64)
+            start += len(observation)
+            yield observation, (places * GOLDEN % 1 < self.settings.held_out).to(observation.logits.device)
+
+    def _fit_ranges(self, observations: Callable[[], Iterable[Observation]]) -> None:
         low = high = None
-        for observation in observations:
+        for observation, held_out in self._passing(observations):
             layers = observation.activations
             if not layers:
                 raise ValueError("Gram matrices need the outputs of inner layers: use net.observe(images, layers=None)")
@@ -119,7 +128,8 @@ class Gram(Detector):
                 low, high = values.new_full(shape, torch.inf), values.new_full(shape, -torch.inf)
                 self.widths = torch.tensor([a.shape[1] for a in layers.values()], device=values.device)
                 self.names = torch.tensor(list("\n".join(layers).encode()), dtype=torch.uint8, device=values.device)
-            predicted = observation.logits.argmax(dim=1)  # never the label: a wrong image belongs to its guess
+            predicted = observation.logits.argmax(dim=1)[~held_out]  # never the label: errors belong to their guess
+            values = values[~held_out]  # only now: in another batch, sums would round otherwise
             index = predicted[:, None, None].expand_as(values)
             low.scatter_reduce_(0, index, values, "amin")
             high.scatter_reduce_(0, index, values, "amax")
@@ -155,15 +165,7 @@ class Gram(Detector):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
-def _rows(
-    observations: Callable[[], Iterable[Observation]], share: float, *, held_out: bool
-) -> Iterator[Observation]:
-    """A fresh pass over the images that are held out, or over the others; the choice depends on their order alone."""
-    start = 0
-    for observation in observations():
-        places = torch.arange(start + 1, start + len(observation) + 1, dtype=torch.float64)
-        start += len(observation)
-        chosen = ((places * GOLDEN % 1 < share) == held_out).to(observation.logits.device)
-        if chosen.any():
-            activations = {name: a[chosen] for name, a in observation.activations.items()}
-            yield Observation(observation.logits[chosen], observation.features[chosen], activations)
+def _only(observation: Observation, rows: Tensor) -> Observation:
+    """Those images of it that the mask (N,) names."""
+    activations = {name: activation[rows] for name, activation in observation.activations.items()}
+    return Observation(observation.logits[rows], observation.features[rows], activations)
