@@ -1,7 +1,8 @@
 from pathlib import Path
 
 import pytest
-from pictures import save
+
+from .pictures import save
 
 
 @pytest.fixture(autouse=True)

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
-from test_folder import sentence
 
 from wazuka.data import open_images
+
+from .test_folder import sentence
 
 RNG = np.random.default_rng(0)
 GRAY = RNG.integers(0, 256, (6, 10, 12), dtype=np.uint8)

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import picture, save
 
 from wazuka.data import open_images
 from wazuka.data.cache import cache_folder
 from wazuka.errors import UserError
+
+from .pictures import picture, save
 
 _opened: list[str] | None = None
 

@@ -7,11 +7,12 @@ import zlib
 
 import numpy as np
 import pytest
-from pictures import encoded, picture
 from PIL import Image, ImageCms, ImageOps
 
 from wazuka.data.decode import Shape, Unreadable, decode, measure, resize
 from wazuka.errors import UserError
+
+from .pictures import encoded, picture
 
 NATIVE = Shape()
 

@@ -1,10 +1,11 @@
 import shutil
 
 import numpy as np
-from pictures import encoded, picture, save
 from PIL import Image
 
 from wazuka.data import describe_duplicates, find_duplicates, open_images
+
+from .pictures import encoded, picture, save
 
 
 def test_none_among_different_pictures(photos):

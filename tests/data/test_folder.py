@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import encoded, picture, save
 from PIL import Image
 
 from wazuka.data import open_images
 from wazuka.errors import UserError
+
+from .pictures import encoded, picture, save
 
 
 def labels_by_name(images) -> dict[str, str | None]:

@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
-from pictures import picture
 
 from wazuka.data import Dataset, ImageSet, Skipped, require_labels
 from wazuka.data.imageset import luma
 from wazuka.errors import UserError
+
+from .pictures import picture
 
 
 def make(n: int = 6, channels: int = 1, labels=None, classes=("a", "b")) -> ImageSet:

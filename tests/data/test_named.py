@@ -4,14 +4,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import encoded, picture
-from test_folder import sentence
-from test_parquet import write
 
 from wazuka.data import find_duplicates, open_images
 from wazuka.data.cache import Source, open_pack
 from wazuka.data.decode import Shape
 from wazuka.data.named import _dataset, hub_source, known_names
+
+from .pictures import encoded, picture
+from .test_folder import sentence
+from .test_parquet import write
 
 PUBLIC = Path(os.environ.get("WAZUKA_DATA", ""))
 

@@ -4,10 +4,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from pictures import encoded, picture
-from test_folder import sentence
 
 from wazuka.data import open_images
+
+from .pictures import encoded, picture
+from .test_folder import sentence
 
 
 def write(path, seeds, labels=None, *, names=None, label="label", paths=True, metadata=True, more=None):

@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
-from pictures import save
-from test_folder import labels_by_name, sentence
 
 from wazuka.data import open_images
 from wazuka.data.table import natural, read_labels
+
+from .pictures import save
+from .test_folder import labels_by_name, sentence
 
 ROWS = [("a.png", "cat"), ("sub/b.png", "dog")]
 

@@ -29,7 +29,8 @@ class AveragedWeights(nn.Module):
     def update(self, live: nn.Module) -> None:
         """Move towards `live`, in float32 and in one fused pass: a bfloat16 average would stand still."""
         decay = min(self.decay, (1 + self._updates) / (10 + self._updates))
-        mine, theirs = list(self.net.parameters()), list(live.parameters())
+        mine: list[Tensor] = list(self.net.parameters())
+        theirs: list[Tensor] = list(live.parameters())
         torch._foreach_lerp_(mine, theirs, 1 - decay)
         for own, other in zip(self.net.buffers(), live.buffers(), strict=True):
             own.copy_(other)

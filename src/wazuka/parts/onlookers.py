@@ -60,17 +60,17 @@ class SideBySide:
         method = getattr(Tensor, name)  # mean, flatten, float, dim, ...
         return lambda *args, **kwargs: self.__torch_function__(method, (), (self, *args), kwargs)
 
-    def __add__(self, other: Any) -> "SideBySide":
-        return torch.add(self, other)  # type: ignore[call-overload, no-any-return]
+    def __add__(self, other: Any) -> Any:
+        return self.__torch_function__(torch.add, (), (self, other))
 
-    def __sub__(self, other: Any) -> "SideBySide":
-        return torch.sub(self, other)  # type: ignore[call-overload, no-any-return]
+    def __sub__(self, other: Any) -> Any:
+        return self.__torch_function__(torch.sub, (), (self, other))
 
-    def __mul__(self, other: Any) -> "SideBySide":
-        return torch.mul(self, other)  # type: ignore[call-overload, no-any-return]
+    def __mul__(self, other: Any) -> Any:
+        return self.__torch_function__(torch.mul, (), (self, other))
 
-    def __truediv__(self, other: Any) -> "SideBySide":
-        return torch.div(self, other)  # type: ignore[call-overload, no-any-return]
+    def __truediv__(self, other: Any) -> Any:
+        return self.__torch_function__(torch.div, (), (self, other))
 
 
 def _norm_arguments(args: tuple, kwargs: dict[str, Any]) -> tuple:
@@ -82,7 +82,7 @@ class _CommonBatchNorm(torch.autograd.Function):
     """Batch norm by the mean and variance of both groups together."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         learning: Tensor,
         watching: Tensor,
@@ -109,7 +109,7 @@ class _CommonBatchNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor, _: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor, _: None) -> tuple[Tensor | None, ...]:
         learning, weight, mean, inverse_std = ctx.saved_tensors
         needed = [ctx.needs_input_grad[place] for place in (0, 2, 3)]
         to_images, to_weight, to_bias = torch.ops.aten.native_batch_norm_backward(

@@ -27,7 +27,8 @@ def domain_loss(source: Tensor, target: Tensor) -> Tensor:
 
     source   (N, 2)  the discriminator's logits
     target   (M, 2)
-    returns  ()      nats, mean over all N + M rows; with the arguments swapped, the loss under inverted labels (third line)
+    returns  ()      nats, mean over all N + M rows; with the arguments swapped, the loss under inverted labels
+                     (third line)
     """
     domains = torch.cat([source.new_zeros(len(source)), target.new_ones(len(target))]).long()
     return F.cross_entropy(torch.cat([source, target]), domains)
@@ -42,7 +43,7 @@ class ADDASettings:
                          that the authors recommend (erictzeng/adda, issue 2), not part of the published runs
     discriminator_input  "features" (the paper: the classifier is shared and frozen) or "logits" (the released code:
                          the target has a classifier of its own)
-    leak                 slope of the discriminator's ReLUs below 0; the code's default, which its script turns off, is 0.1
+    leak                 slope of the discriminator's ReLUs below 0; the code's default of 0.1 its script turns off
     """
 
     batch: int = 128           # of each domain
@@ -77,7 +78,7 @@ class ADDASettings:
 
 
 def discriminator(inputs: int, hidden: tuple[int, ...], leak: float) -> nn.Sequential:
-    """(N, inputs) -> (N, 2) logits, source and target; Xavier-uniform weights and zero biases, as slim's layers have."""
+    """(N, inputs) -> (N, 2) logits, source and target; Xavier-uniform weights, zero biases, as slim's layers have."""
     layers: list[nn.Module] = []
     for before, after in zip((inputs, *hidden), (*hidden, 2), strict=True):
         layers += [nn.Linear(before, after), nn.LeakyReLU(leak)]

@@ -23,12 +23,12 @@ from wazuka.nets import Backbone
 
 class _Reversal(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, features: Tensor, strength: float) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, features: Tensor, strength: float) -> Tensor:
         ctx.strength = strength
         return features.view_as(features)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return -ctx.strength * gradient, None
 
 
@@ -104,7 +104,7 @@ class DANN(Method):
         )
 
     def strength(self, progress: float) -> float:
-        """lambda_p (Eq. 14 of the 2015 paper, Sec. 5.2.2): 0 at the start, so that the head learns before it is heeded."""
+        """lambda_p (Eq. 14 of the 2015 paper, Sec. 5.2.2): 0 at the start: the head learns before it is heeded."""
         return self.settings.reversal_limit * sigmoid_ramp(progress, self.settings.reversal_steepness)
 
     def loss(self, batch: Batch, progress: float) -> tuple[Tensor, Parts]:

@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
-from pictures import save
-from test_parquet import write
+
+from .pictures import save
+from .test_parquet import write
 
 PAGE = Path(__file__).parents[2] / "docs" / "data.md"
 
