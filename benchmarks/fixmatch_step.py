@@ -131,6 +131,8 @@ def our_rows(compiled: bool) -> list[Row]:
         rows.append(ours(name, "rounding; apart; estimated", sure=share, joint=False, frugal=True))
     if compiled:
         rows.append(ours("bfloat16, compiled", "rounding", compiled=True))
+        change = "rounding; weak views are normalized apart"
+        rows.append(ours("bfloat16, apart and compiled", change, compiled=True, joint=False))
     return rows
 
 

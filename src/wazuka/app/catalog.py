@@ -94,6 +94,15 @@ def make_settings(item: Entry, given: Mapping[str, Any], start: Any = None) -> A
         raise UserError(f"The settings of {item.name} don't fit: {error}.") from error
 
 
+def planned_settings(item: Entry, planned: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
+    """The method's settings: its defaults, in place of them what a plan says of those it has, then what was given."""
+    if item.settings is None:
+        return make_settings(item, given)
+    names = {field.name for field in dataclasses.fields(item.settings)}
+    start = dataclasses.replace(item.settings(), **{name: planned[name] for name in planned if name in names})
+    return make_settings(item, given, start)
+
+
 def _replaced(settings: Any, path: list[str], value: Any, method: str) -> Any:
     names = [field.name for field in dataclasses.fields(settings)]
     if path[0] not in names:
@@ -105,8 +114,11 @@ def _replaced(settings: Any, path: list[str], value: Any, method: str) -> Any:
         if not dataclasses.is_dataclass(old):
             raise UserError(f"The setting {path[0]} of {method} is a plain value: nothing lies inside it.")
         return dataclasses.replace(settings, **{path[0]: _replaced(old, path[1:], value, method)})
-    if dataclasses.is_dataclass(old) or callable(old):
-        raise UserError(f"The setting {path[0]} of {method} can only be changed from Python.")
+    if dataclasses.is_dataclass(old):
+        inner = ", ".join(f"{path[0]}.{field.name}" for field in dataclasses.fields(old))
+        raise UserError(f"The setting {path[0]} of {method} has parts; change one of {inner}.")
+    if callable(old):
+        raise UserError(f"The setting {path[0]} of {method} is a function and can't be changed here.")
     return dataclasses.replace(settings, **{path[0]: _read(value, old, path[0])})
 
 

@@ -117,7 +117,7 @@ def fit(
     print(f"Learned {len(model.classes)} classes from {metrics['n_labeled']:,} labels and {metrics['n_unlabeled']:,} "
           f"images without, in {clock(metrics['seconds'])} of training.")  # fmt: skip
     if metrics["test_accuracy"] is None:
-        print("Its accuracy was not measured: there are no test images, and too few labels for cross-validation.")
+        print(f"Its accuracy was measured {metrics['protocol']}.")
     else:
         print(f"Accuracy {share(metrics['test_accuracy'])} (95 % interval {span(*metrics['test_accuracy_interval'])}), "
               f"measured {metrics['protocol']}.")  # fmt: skip
@@ -243,7 +243,7 @@ def _count_skipped(folder: Path) -> int:
 def main(arguments: list[str] | None = None) -> None:
     """The `wazuka` command."""
     try:
-        app(arguments, exit_on_error=False, print_error=False)
+        app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except UserError as error:
         _fail(str(error))
     except cyclopts.CycloptsError as error:

@@ -13,7 +13,7 @@ from wazuka.app.job import Choices, Job, prepare
 from wazuka.app.learn import Interrupted, Watch, stopping_on_signals
 from wazuka.app.runs import Run
 from wazuka.atomic import write_atomic
-from wazuka.data import Dataset, open_images
+from wazuka.data import Dataset, open_images, require_labels
 from wazuka.errors import UserError
 from wazuka.evaluation import Summary, paired_t, summarize, wilson
 from wazuka.training.processes import launch
@@ -35,6 +35,7 @@ def compare(
     folder = out or Path("runs") / f"compare-{Path(source).name}"
     with showing_progress() as console, stopping_on_signals() as stop:
         data = open_images(source, progress=console.opening)
+        require_labels(data)
         per_class, rest = divmod(labels, data.train.n_classes)
         if rest or per_class == 0:
             raise UserError(
@@ -140,12 +141,16 @@ def _plot(title: str, summaries: dict[str, Summary]) -> str:
 def _before(folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
     """What a former call finished. Raises UserError when the folder holds another comparison."""
     path = folder / "results.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)  # now, and not after the first training
+    except OSError as error:
+        raise UserError(f"{folder} can't be written to ({error.strerror}); give another --out.") from error
     if not path.exists():
         return {**asked, "runs": []}
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
-        same = all(results[name] == value for name, value in asked.items())
-    except (OSError, ValueError, KeyError) as error:
+        same = all(results[name] == value for name, value in asked.items()) and isinstance(results["runs"], list)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} can't be read ({error}); give another --out.") from error
     if not same:
         raise UserError(f"{path} holds another comparison; give another --out.")

@@ -88,12 +88,14 @@ def table(title: str, columns: list[str], rows: list[list[str]], numbers: bool =
     """A table on standard output. The first column is left-aligned; the others to the right if they are numbers."""
     from rich.console import Console as RichConsole
     from rich.table import Table
+    from rich.text import Text
 
-    drawn = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    # Text, because rich reads [words] and :words: in plain strings as its own markup
+    drawn = Table(title=Text(title, "bold"), title_justify="left", box=None, pad_edge=False, padding=(0, 3, 0, 0))
     for place, column in enumerate(columns):
-        drawn.add_column(column, justify="right" if numbers and place > 0 else "left", overflow="fold")
+        drawn.add_column(Text(column), justify="right" if numbers and place > 0 else "left", overflow="fold")
     for row in rows:
-        drawn.add_row(*[cell.replace("[", "\\[") for cell in row])
+        drawn.add_row(*map(Text, row))
     RichConsole(width=None if sys.stdout.isatty() else 110, highlight=False).print(drawn)
 
 

@@ -17,29 +17,28 @@ SHOWN = 24  # of each kind
 
 
 def save_gallery(
-    path: Path, unlabeled: ImageSet, guesses: np.ndarray, tested: ImageSet | None, test_probs: np.ndarray | None
+    path: Path, train: ImageSet, guesses: np.ndarray, tested: ImageSet | None, test_probs: np.ndarray | None
 ) -> None:
     """Choose and write the pictures.
 
-    unlabeled  what the model was never told, with `guesses` (N, C): shown by how sure it is
+    train      what it learned from, with `guesses` (N, C): images without a label are shown by how sure it is
     tested     what its number was measured on, with `test_probs`: its mistakes are shown, the surest first
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    sure = guesses.max(axis=1) if len(guesses) else np.zeros(0)
-    order = np.argsort(-sure, kind="stable")
-    chosen = [("surest", unlabeled, guesses, order[:SHOWN])]
-    chosen.append(("unsure", unlabeled, guesses, order[SHOWN:][::-1][:SHOWN]))
+    rows = train.unlabeled  # their pixels stay where they are: a large set is mapped from the disk
+    order = rows[np.argsort(-guesses[rows].max(axis=1, initial=0), kind="stable")]
+    chosen = [("surest", train, guesses, order[:SHOWN]), ("unsure", train, guesses, order[SHOWN:][::-1][:SHOWN])]
     if tested is not None and test_probs is not None:
         wrong = np.flatnonzero(test_probs.argmax(axis=1) != tested.labels)
         worst = wrong[np.argsort(-test_probs[wrong].max(axis=1), kind="stable")][:SHOWN]
         chosen.append(("mistakes", tested, test_probs, worst))
-    rows = []
+    pictures = []
     for group, images, probs, which in chosen:
         for i in which.tolist():
             guess, label = int(probs[i].argmax()), int(images.labels[i])
-            rows.append(
+            pictures.append(
                 {
                     "group": group,
                     "name": str(images.names[i]),
@@ -53,7 +52,7 @@ def save_gallery(
         [("group", pa.string()), ("name", pa.string()), ("predicted", pa.string()), ("probability", pa.float32()),
          ("label", pa.string()), ("png", pa.binary())]
     )  # fmt: skip
-    save_atomic(path, lambda temporary: pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary))
+    save_atomic(path, lambda temporary: pq.write_table(pa.Table.from_pylist(pictures, schema=schema), temporary))
 
 
 def load_gallery(path: Path) -> dict[str, list["Picture"]]:

@@ -1,8 +1,10 @@
 """The main job, end to end: from pictures with a few labels to a trained classifier, its number, and its report."""
 
 import dataclasses
+import math
 import platform
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -14,7 +16,7 @@ import numpy as np
 import torch
 
 import wazuka
-from wazuka.app.catalog import Entry, entry, make_settings
+from wazuka.app.catalog import Entry, entry, make_settings, planned_settings
 from wazuka.app.gallery import save_gallery
 from wazuka.app.learn import Interrupted, Learner, Watch
 from wazuka.app.model import Model, save_model
@@ -38,7 +40,7 @@ from wazuka.data import (
 )
 from wazuka.errors import UserError
 from wazuka.evaluation import Evaluation, evaluate
-from wazuka.training.processes import fast_precision, launch
+from wazuka.training.processes import launch, precision_named
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -70,8 +72,10 @@ class Choices:
             raise UserError("--steps and --minutes both say how long to train; give one of them.")
         for name in ("steps", "minutes", "labels_per_class", "size"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
+            if value is not None and not 0 < value < math.inf:
                 raise UserError(f"--{name.replace('_', '-')} must be positive, got {value}.")
+        if not 0 <= self.seed < 2**32:  # what numpy's generators take
+            raise UserError(f"--seed must lie in 0..{2**32 - 1}, got {self.seed}.")
         if self.folds < 0 or self.folds == 1:
             raise UserError(f"--folds must be 0 (no cross-validation) or at least 2, got {self.folds}.")
         if self.precision not in ("auto", "float32", "bfloat16"):
@@ -121,23 +125,41 @@ def prepare(
         test = test.subset(test.labeled) if test.n_labeled else None
     protocol = f"on the {len(test):,} test images of {data.name}, which no training saw" if test is not None else ""
     if test is None and labels_per_class is not None:
-        spare = train.n_labeled - labels_per_class * train.n_classes
-        size = min(HELD_OUT_MOST, round(HELD_OUT_SHARE * train.n_labeled), spare)
-        if size >= train.n_classes:
-            stays, held = holdout(train.labels, size, seed=seed, groups=train.extras.get("group"))
-            train, test = train.subset(stays), train.subset(held)
+        apart = _set_apart(train, labels_per_class, seed)
+        if apart is not None:
+            train, test = train.subset(apart[0]), train.subset(apart[1])
             protocol = f"on {len(test):,} labeled images held out at random, which no training saw"
     if labels_per_class is not None:
         draw = draw or make_draw(train, per_class=labels_per_class, seed=seed)
         train = draw.apply(train)
     if test is None:
-        protocol = (
-            "by cross-validation on the labels: each is guessed by a network that did not see it"
-            if cross_validated
-            else "not at all: there are no test images, and cross-validation was switched off"
-        )
+        protocol = "by cross-validation on the labels: each is guessed by a network that did not see it"
+        if not cross_validated:
+            protocol = "not at all: there are no test images, and cross-validation was switched off"
+        elif _parts(train, 2) < 2:
+            protocol = "not at all: there are no test images, and a class has a single label, too few to cross-validate"
     duplicates = describe_duplicates(find_duplicates(Dataset(data.name, data.source, train, test)))
     return Prepared(data, train, test, draw, protocol, duplicates)
+
+
+def _set_apart(train: ImageSet, labels_per_class: int, seed: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """(positions that stay, positions held out for testing); None where the draw would then miss labels."""
+    spare = train.n_labeled - labels_per_class * train.n_classes
+    size = min(HELD_OUT_MOST, round(HELD_OUT_SHARE * train.n_labeled), spare)
+    if size < train.n_classes:
+        return None
+    try:
+        stays, held = holdout(train.labels, size, seed=seed, groups=train.extras.get("group"))
+    except UserError:  # a class with a single image, or too few groups
+        return None
+    left = np.bincount(train.labels[stays] + 1, minlength=train.n_classes + 1)[1:]
+    return (stays, held) if left.min() >= labels_per_class else None
+
+
+def _parts(train: ImageSet, wanted: int) -> int:
+    """Into how many parts the labels can be cut, each with every class: at most `wanted`."""
+    counts = train.class_counts()
+    return min(wanted, int(counts[counts > 0].min()))
 
 
 def fit(
@@ -187,7 +209,7 @@ def fit(
     made_settings = make_settings(item, choices.settings)  # before any image is read: a typo should not cost minutes
     fabric = launch()
     # chosen by one process, or the others would find it taken and choose the next
-    folder = Path(fabric.broadcast(str(out or free_folder(Path(str(source)).name or "run"))))
+    folder = Path(fabric.broadcast(str(out or free_folder(Path(str(source)).name or "run")))).expanduser()
     data = open_images(choices.source, choices.labels, size=choices.size, fit=choices.fit, progress=opening)
     run, before = _claim(folder, choices, data, resume, fabric)
     draw = draw_from_json((run.folder / "draw.json").read_bytes()) if before and choices.labels_per_class else None
@@ -249,16 +271,16 @@ class Job:
         steps = before["steps"] if before else self._steps(learner, plan, stages)
         facts = self._facts(plan, settings, precision, steps)
         if before is None and self.fabric.is_global_zero:
-            self.run.write("run.json", facts)
             if self.prepared.draw is not None:
                 write_atomic(self.run.folder / "draw.json", draw_to_json(self.prepared.draw))
+            self.run.write("run.json", facts)  # last: a run that has it can be resumed
         try:
             seconds = learner.learn(steps, "final", self.watch, self.run, self.prepared.test)
             held_out = self._measure(learner, plan, settings, precision, steps)
+            if self.fabric.is_global_zero:
+                self._write(learner, facts, steps, seconds, held_out, baselines)
         except Interrupted:
             raise Interrupted(facts["resume"]) from None
-        if self.fabric.is_global_zero:
-            self._write(learner, facts, steps, seconds, held_out, baselines)
         self.fabric.barrier()
         train = self.prepared.train
         metrics = self.run.read("metrics.json")
@@ -283,15 +305,10 @@ class Job:
     def _plan(self) -> tuple[Plan, Any]:
         train = self.prepared.train
         plan = plan_for(*train.size, train.channels, self.choices.flip)
-        names = {field.name for field in dataclasses.fields(self.item.settings)} if self.item.settings else set()
-        planned = {name: value for name, value in plan.settings.items() if name in names}
-        settings = dataclasses.replace(self.item.settings(), **planned) if self.item.settings else None
-        return plan, make_settings(self.item, self.choices.settings, settings)
+        return plan, planned_settings(self.item, plan.settings, self.choices.settings)
 
     def _precision(self) -> torch.dtype:
-        if self.choices.precision == "auto":
-            return fast_precision(self.fabric.device)
-        return torch.float32 if self.choices.precision == "float32" else torch.bfloat16
+        return precision_named(self.choices.precision, self.fabric.device)
 
     def _learner(self, plan: Plan, settings: Any, precision: torch.dtype, train: ImageSet, seed: int) -> Learner:
         return Learner(self.item, plan, settings, train, seed, self.fabric, precision)
@@ -348,7 +365,7 @@ class Job:
         if self.prepared.test is not None:
             return learner.predict(self.prepared.test.images), self.prepared.test
         train = self.prepared.train
-        count = min(self.choices.folds, int(train.class_counts()[train.class_counts() > 0].min()))
+        count = _parts(train, self.choices.folds)
         if count < 2:
             return None
         probs = np.zeros((len(train), train.n_classes), np.float32)
@@ -395,15 +412,11 @@ class Job:
         self._write_gallery(held_out, train_probs)
         write_report(self.run)
         self.run.write("run.json", facts | {"state": "done", "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
-        for left in (self.run.folder / "resume").glob("*.safetensors"):
-            left.unlink()
-        (self.run.folder / "resume").rmdir() if (self.run.folder / "resume").exists() else None
+        shutil.rmtree(self.run.folder / "resume", ignore_errors=True)  # with what a kill may have left half-written
 
     def _write_gallery(self, held_out: tuple[np.ndarray, ImageSet] | None, train_probs: np.ndarray) -> None:
-        train = self.prepared.train
         test_probs, tested = held_out if held_out is not None else (None, None)
-        rows = train.unlabeled
-        save_gallery(self.run.folder / "gallery.parquet", train.subset(rows), train_probs[rows], tested, test_probs)
+        save_gallery(self.run.folder / "gallery.parquet", self.prepared.train, train_probs, tested, test_probs)
 
     def _write_predictions(self, held_out: tuple[np.ndarray, ImageSet] | None, train_probs: np.ndarray) -> None:
         """One row an image: where it stood, its label where it has one, the guess, and all probabilities."""

@@ -124,8 +124,8 @@ class Learner:
             if facts["total_steps"] != steps:
                 raise UserError(f"{run.folder} was started with {facts['total_steps']} steps; resume it with as many.")
             first, spent = facts["step"], facts["seconds"]
-            if writer is not None:
-                writer.forget_metrics_after(stage, first)
+        if writer is not None:  # also without a checkpoint: a run may be killed before its first
+            writer.forget_metrics_after(stage, first)
         started = saved = time.perf_counter()
         curve_every, accuracy_every = math.ceil(steps / CURVE_POINTS), math.ceil(steps / ACCURACY_POINTS)
         probe = _curve_set(test_set)

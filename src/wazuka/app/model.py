@@ -1,6 +1,6 @@
 """A trained classifier, opened from its run: images in, names and probabilities out."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from wazuka.app.catalog import build, entry
+from wazuka.app.catalog import build, entry, make_settings
 from wazuka.app.learn import predict
 from wazuka.app.runs import Run, open_run
 from wazuka.atomic import save_atomic
@@ -64,7 +64,18 @@ class Model:
     def open(self, source: Any, **options: Any) -> ImageSet:
         """Any form of pictures (see `wazuka.images`) in this model's size and channels, all splits together."""
         data = open_images(source, size=self.size, channels=self.channels, fit=self.fit, check=False, **options)
-        return data.train if data.test is None or len(data.train) else data.test
+        if data.test is None or not len(data.test):
+            return data.train
+        parts = [part for part in (data.train, data.test) if len(part)]
+        return replace(
+            parts[0],
+            images=np.concatenate([part.images for part in parts]),
+            labels=np.concatenate([part.labels for part in parts]),
+            names=[name for part in parts for name in part.names],
+            skipped=data.skipped,
+            notes=data.notes,
+            extras={},
+        )
 
     def predict(self, source: Any, **options: Any) -> tuple[list[Prediction], tuple[Skipped, ...]]:
         """Name every picture of `source`; returns the answers and the files that could not be read."""
@@ -99,11 +110,13 @@ def load(folder: str | Path) -> Model:
         item = entry(facts["method"])
         classes, channels = tuple(facts["classes"]), int(facts["channels"])
         net = ConvNet(channels, len(classes), tuple(facts["plan"]["net"]["widths"]), momentum=0.1)
-        settings = item.settings() if item.settings is not None else None  # shapes don't depend on them
+        settings = make_settings(item, facts["choices"]["settings"])  # those given; the plan's change no shape
         method = build(item, net, len(classes), settings)
         size = (int(facts["size"][0]), int(facts["size"][1]))
         fit = str(facts["fit"])
-    except (KeyError, TypeError, IndexError) as error:
+    except UserError:
+        raise
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError, RuntimeError) as error:
         raise UserError(f"{folder}/run.json lacks what a model needs ({error}); fit it again.") from error
     try:
         with safe_open(run.model, framework="pt") as file:

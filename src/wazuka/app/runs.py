@@ -88,7 +88,7 @@ def new_run(folder: str | Path) -> Run:
     path = Path(folder).expanduser()
     if (path / "run.json").exists():
         raise UserError(f"{path} holds a run already; give another --out, or --resume to go on with it.")
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if path.exists() and (not path.is_dir() or any(not _is_left_over(entry) for entry in path.iterdir())):
         raise UserError(f"{path} is not empty; give --out a new folder.")
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -96,3 +96,9 @@ def new_run(folder: str | Path) -> Run:
     except OSError as error:
         raise UserError(f"{path} can't be written to ({error.strerror}); give another --out.") from error
     return Run(path)
+
+
+def _is_left_over(entry: Path) -> bool:
+    """Of a run that was killed before it began: it may begin anew."""
+    unfinished = entry.name.startswith((".metrics.jsonl.", ".run.json.", ".draw.json."))
+    return unfinished or entry.name == "draw.json" or (entry.name == "metrics.jsonl" and entry.stat().st_size == 0)

@@ -1,4 +1,4 @@
-"""Guessing labels for unlabeled images: aligning the guesses with the class prior, and learning the sure ones."""
+"""Guessing labels for unlabeled images: aligning guesses with the class prior, sharpening, learning the sure ones."""
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,28 @@ def confident_guess_loss(guesses: Tensor, strong: Tensor, threshold: float) -> t
     confidence, guess = guesses.detach().max(dim=1)
     used = (confidence >= threshold).to(strong.dtype)
     return (used * F.cross_entropy(strong, guess, reduction="none")).mean(), used.mean()
+
+
+def sharpen(probs: Tensor, temperature: float) -> Tensor:
+    """probs^(1 / temperature), renormalized (MixMatch, Berthelot et al. 2019, Eq. 7): 1 changes nothing, towards 0 the
+    largest takes all. (N, C) -> (N, C), at least float32, for powers of small numbers underflow in less.
+    """
+    logs = probs.to(torch.promote_types(probs.dtype, torch.float32)).clamp_min(1e-30).log()
+    return (logs / temperature).softmax(dim=1)
+
+
+def sharpened_guess_loss(
+    guesses: Tensor, strong: Tensor, threshold: float, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of the strong view against the weak view's sharpened guess: what it leaves open stays open
+    (UDA, Xie et al. 2020, Sec. 3.2 and 3.3; ReMixMatch, with a threshold of 0).
+
+    As `confident_guess_loss`, to which it tends with a temperature > 0 towards 0; the threshold is held against the
+    guess before sharpening.
+    """
+    guesses = guesses.detach()
+    used = (guesses.amax(dim=1) >= threshold).to(strong.dtype)
+    return (used * soft_cross_entropy(sharpen(guesses, temperature), strong)).mean(), used.mean()
 
 
 def soft_cross_entropy(targets: Tensor, logits: Tensor) -> Tensor:

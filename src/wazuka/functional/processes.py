@@ -1,7 +1,9 @@
 """Statistics over all processes of a run; with one process they are what they are here."""
 
+from typing import Any
+
+import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as differentiable
 from torch import Tensor
 
 
@@ -19,8 +21,21 @@ def mean_over_processes(value: Tensor) -> Tensor:
     count = process_count()
     if count == 1:
         return value
-    if value.requires_grad:
-        return differentiable.all_reduce(value) / count
-    total = value.clone()
-    dist.all_reduce(total)
+    total: Tensor = _SumOverProcesses.apply(value)
     return total / count
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """Every process's sum depends on every process's value: backward, the gradients are summed too."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        total = value.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total

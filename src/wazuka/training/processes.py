@@ -30,6 +30,11 @@ def fast_precision(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def precision_named(name: str, device: torch.device) -> torch.dtype:
+    """"float32", "bfloat16", or "auto": what is fast on the device."""
+    return fast_precision(device) if name == "auto" else {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
 def _cpu_has(feature: str) -> bool:
     probe = getattr(torch.cpu, f"_is_{feature}_supported", None)
     return bool(probe and probe())

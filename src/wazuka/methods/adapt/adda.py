@@ -64,7 +64,7 @@ class ADDASettings:
     )
 
     def __post_init__(self) -> None:
-        if self.batch < 1 or not self.hidden or min(self.hidden) < 1:
+        if self.batch < 1 or min(self.hidden, default=1) < 1:
             raise ValueError(f"batch and every hidden layer must be at least 1, got {self.batch} and {self.hidden}")
         if min(self.source_share, self.head_start) < 0 or self.source_share + self.head_start > 1:
             raise ValueError(
@@ -128,12 +128,13 @@ class ADDA(Method):
         with torch.no_grad():
             source = self._seen(self.source, batch.source)
         target = self._seen(self.target, batch.target)
+        real = self._critic(source)
         # Both losses are taken at the same parameters, as in the released code's one session call: the encoder may step
         # first, because the discriminator's loss needs only the features from before that step.
         if progress >= s.source_share + s.head_start:
-            mapping = domain_loss(source=self._critic(target), target=self._critic(source))  # inverted labels
+            mapping = domain_loss(source=self._critic(target), target=real.detach())  # inverted labels
             yield self.target, mapping, as_tensor_parts(mapping=mapping)
-        real, fake = self._critic(source), self._critic(target.detach())
+        fake = self._critic(target.detach())
         loss = domain_loss(real, fake)
         told_apart = torch.cat([real[:, 0] > real[:, 1], fake[:, 1] > fake[:, 0]]).float().mean()
         yield self.discriminator, loss, as_tensor_parts(discriminator=loss, told_apart=told_apart)

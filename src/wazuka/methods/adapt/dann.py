@@ -33,7 +33,10 @@ class _Reversal(torch.autograd.Function):
 
 
 def reverse_gradient(features: Tensor, strength: float) -> Tensor:
-    """The identity, whose gradient is -strength times what comes from above (Eq. 16, 17). Any shape."""
+    """The identity, whose gradient is -strength times what comes from above. Any shape.
+
+    Eq. 16 and 17, with lambda inside as in the 2015 paper (arXiv:1409.7495): the head's own loss keeps its full weight.
+    """
     reversed_: Tensor = _Reversal.apply(features, strength)
     return reversed_
 
@@ -71,7 +74,7 @@ class DANNSettings:
     )
 
     def __post_init__(self) -> None:
-        if self.batch < 1 or (self.hidden and min(self.hidden) < 1):
+        if self.batch < 1 or min(self.hidden, default=1) < 1:
             raise ValueError(f"batch and every hidden layer must be at least 1, got {self.batch} and {self.hidden}")
         if min(self.reversal_steepness, self.reversal_limit, self.domain_weight) < 0:
             raise ValueError(

@@ -2,14 +2,16 @@
 
 Sohn et al. 2020, arXiv:2001.07685; google-research/fixmatch. Equation numbers are the paper's.
 Differs from it: the views are made by the data stream, not here; distribution alignment (the paper's Sec. 5,
-ReMixMatch's Sec. 3.1) is an option. Two settings trade exactness for speed, chiefly on a CPU, see
-benchmarks/fixmatch_step.py:
+ReMixMatch's Sec. 3.1) is an option. So are two changes that paid on small images, see docs/decisions.md: the averaged
+weights may guess (`guesser`), as Mean Teacher's do, and guesses may stay soft (`temperature`), as UDA's and
+ReMixMatch's do. Two settings trade exactness for speed, chiefly on a CPU, see benchmarks/fixmatch_step.py:
 `frugal` backpropagates only through images that have a loss of their own, see parts/onlookers.py;
 `joint=False` guesses in a pass of its own, without gradient: batch norm then normalizes the two passes apart, and its
 running statistics are those of the pass that learns. With both, a strong view whose guess was rejected only looks on.
 """
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 
 from wazuka.augment.ctaugment import CTAugment
 from wazuka.contract import Batch, Method, Optimizer, Parts, Stream, as_tensor_parts
-from wazuka.functional.guessing import align, confident_guess_loss
+from wazuka.functional.guessing import align, confident_guess_loss, sharpened_guess_loss
 from wazuka.functional.schedules import cosine_7_16
 from wazuka.parts.averaged import AveragedWeights
 from wazuka.parts.batchnorm import frozen_statistics
@@ -32,6 +34,8 @@ class FixMatchSettings:
     threshold: float = 0.95        # tau, Sec. 2.2
     unlabeled_weight: float = 1.0  # lambda_u, Sec. 2.2
     alignment: bool = False        # distribution alignment, Sec. 5
+    guesser: Literal["live", "average"] = "live"  # whose weights guess; "average" needs no joint pass
+    temperature: float = 0.0       # 0: hard guesses, Sec. 2.2; above: sharpened soft ones
     joint: bool = True             # one forward pass over all views, as the authors' code has it
     frugal: bool = False           # no backward pass through images without a loss
     averaging: float = 0.999       # decay of the weights used to answer, Sec. 4
@@ -44,6 +48,10 @@ class FixMatchSettings:
             raise ValueError(f"threshold must not be negative (above 1 no guess is used), got {self.threshold}")
         if self.unlabeled_ratio < 1 or self.unlabeled_weight < 0:
             raise ValueError("unlabeled_ratio must be at least 1 and unlabeled_weight not negative")
+        if self.guesser not in ("live", "average"):
+            raise ValueError(f'guesser must be "live" or "average", got {self.guesser!r}')
+        if not self.temperature >= 0:
+            raise ValueError(f"temperature must not be negative (0: hard guesses), got {self.temperature}")
 
 
 class FixMatch(Method):
@@ -77,21 +85,32 @@ class FixMatch(Method):
         )
 
     def loss(self, batch: Batch, progress: float) -> tuple[Tensor, Parts]:
-        if self.settings.joint:
+        s = self.settings
+        if s.joint and s.guesser == "live":
             labeled, weak, strong = self._all_together(batch)
             guesses = self._guess(weak, batch.labels)
         else:
-            with torch.no_grad(), frozen_statistics(self.net):
-                weak = self.net(batch.weak)
-            torch.clear_autocast_cache()  # it holds weights that were cast without a gradient
-            guesses = self._guess(weak, batch.labels)
+            guesses = self._guess(self._look(batch.weak), batch.labels)
             labeled, strong, guesses = self._learners(batch, guesses)
         supervised = F.cross_entropy(labeled, batch.labels)  # Eq. 3
-        unlabeled, used = confident_guess_loss(guesses, strong, self.settings.threshold)  # Eq. 4
-        total = supervised + self.settings.unlabeled_weight * unlabeled  # Sec. 2.2
+        if s.temperature == 0:
+            unlabeled, used = confident_guess_loss(guesses, strong, s.threshold)  # Eq. 4
+        else:
+            unlabeled, used = sharpened_guess_loss(guesses, strong, s.threshold, s.temperature)
+        total = supervised + s.unlabeled_weight * unlabeled  # Sec. 2.2
         if self.learned is not None:
             self._learn_augmentation(self.learned, batch)
         return total, as_tensor_parts(supervised=supervised, unlabeled=unlabeled, used=used)
+
+    @torch.no_grad()
+    def _look(self, weak: Tensor) -> Tensor:
+        """Logits of the weak views, from a pass of their own."""
+        if self.settings.guesser == "average":
+            return self.average(weak)
+        with frozen_statistics(self.net):
+            logits = self.net(weak)
+        torch.clear_autocast_cache()  # it holds weights that were cast without a gradient
+        return logits
 
     def _all_together(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Logits of the labeled, weak and strong images, normalized together as one batch."""
