@@ -1,7 +1,13 @@
 import torch
 import torch.nn.functional as F
 
-from wazuka.functional.guessing import align, confident_guess_loss, soft_cross_entropy
+from wazuka.functional.guessing import (
+    align,
+    confident_guess_loss,
+    sharpen,
+    sharpened_guess_loss,
+    soft_cross_entropy,
+)
 
 
 def some_probs(n: int = 6, classes: int = 4, seed: int = 0) -> torch.Tensor:
@@ -60,3 +66,38 @@ def test_soft_cross_entropy_of_one_hot_targets_is_cross_entropy() -> None:
     logits, labels = torch.randn(5, 3), torch.tensor([0, 2, 1, 1, 0])
     soft = soft_cross_entropy(F.one_hot(labels, 3).float(), logits)
     torch.testing.assert_close(soft, F.cross_entropy(logits, labels, reduction="none"))
+
+
+def test_sharpening_by_one_changes_nothing_and_towards_zero_takes_the_largest() -> None:
+    guesses = some_probs()
+    torch.testing.assert_close(sharpen(guesses, 1.0), guesses)
+    torch.testing.assert_close(sharpen(guesses, 1e-3), F.one_hot(guesses.argmax(1), 4).double())
+    squared = guesses**2 / (guesses**2).sum(1, keepdim=True)
+    torch.testing.assert_close(sharpen(guesses, 0.5), squared)
+
+
+def test_sharpening_survives_certainty_and_half_precision() -> None:
+    certain = torch.tensor([[1.0, 0.0], [1e-4, 1 - 1e-4]], dtype=torch.bfloat16)
+    sharp = sharpen(certain, 0.5)
+    assert sharp.dtype == torch.float32
+    torch.testing.assert_close(sharp.sum(1), torch.ones(2))
+    assert sharp[1, 0] > 0
+
+
+def test_a_sharpened_guess_tends_to_a_hard_one() -> None:
+    guesses, strong = some_probs(), torch.randn(6, 4, dtype=torch.float64)
+    threshold = float(guesses.amax(1).median())
+    hard, used = confident_guess_loss(guesses, strong, threshold)
+    soft, also_used = sharpened_guess_loss(guesses, strong, threshold, 1e-4)
+    torch.testing.assert_close(soft, hard)
+    assert 0 < used < 1
+    assert also_used == used
+
+
+def test_a_soft_guess_keeps_what_is_open_and_gets_no_gradient() -> None:
+    guesses = torch.tensor([[0.5, 0.5]], dtype=torch.float64, requires_grad=True)
+    strong = torch.zeros(1, 2, dtype=torch.float64, requires_grad=True)
+    loss, _ = sharpened_guess_loss(guesses, strong, 0.0, 0.5)
+    loss.backward()
+    assert guesses.grad is None
+    torch.testing.assert_close(strong.grad, torch.zeros(1, 2, dtype=torch.float64))  # an even guess pulls nowhere

@@ -26,7 +26,7 @@ def mean_over_processes(value: Tensor) -> Tensor:
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """Every process's sum depends on every process's value: backward, the gradients are summed too."""
+    """Every process's sum depends on every process's value: backward, the gradients are summed too, differentiably."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
@@ -36,6 +36,5 @@ class _SumOverProcesses(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        total = gradient.clone()
-        dist.all_reduce(total)
+        total: Tensor = _SumOverProcesses.apply(gradient)
         return total

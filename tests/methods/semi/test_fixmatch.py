@@ -143,7 +143,51 @@ def test_ctaugment_learns_from_the_averaged_networks_answer() -> None:
     assert seen["draw"] is batch.probe_draw
 
 
-@pytest.mark.parametrize("bad", [{"threshold": -0.1}, {"unlabeled_ratio": 0}, {"unlabeled_weight": -1.0}])
+def test_the_average_guesses_when_asked() -> None:
+    batch = a_batch()
+    method = a_method(threshold=0.0, guesser="average")
+    with torch.no_grad():
+        guess = method.average(batch.weak).argmax(1)
+        method.net.head.weight.neg_()  # what the live weights would say now is something else
+    logits = method.net(torch.cat([batch.images, batch.strong]))
+    _, parts = method.loss(batch, 0.0)
+    torch.testing.assert_close(parts["unlabeled"], F.cross_entropy(logits[4:], guess).detach())
+
+
+def test_an_average_that_guesses_stays_as_it_is() -> None:
+    method, batch = a_method(threshold=0.0, guesser="average", temperature=0.5), a_batch()
+    before = {name: value.clone() for name, value in method.average.net.state_dict().items()}
+    method.loss(batch, 0.0)[0].backward()
+    for name, value in method.average.net.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert all(p.grad is None for p in method.average.parameters())
+
+
+def test_a_temperature_learns_the_sharpened_aligned_guess() -> None:
+    batch = a_batch()
+    method = a_method(threshold=0.0, temperature=0.5, alignment=True, joint=False)
+    with torch.no_grad():
+        method.guessed.rows.copy_(torch.tensor([0.6, 0.2, 0.2]).expand_as(method.guessed.rows))
+        twin = a_method()
+        weak = twin.net(batch.weak).softmax(1)
+        strong = twin.net(torch.cat([batch.images, batch.strong]))[4:]
+    aligned = weak / torch.tensor([0.6, 0.2, 0.2])
+    sharp = (aligned / aligned.sum(1, keepdim=True)).square()
+    sharp = sharp / sharp.sum(1, keepdim=True)
+    _, parts = method.loss(batch, 0.0)
+    torch.testing.assert_close(parts["unlabeled"], F.cross_entropy(strong, sharp), atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"threshold": -0.1},
+        {"unlabeled_ratio": 0},
+        {"unlabeled_weight": -1.0},
+        {"guesser": "teacher"},
+        {"temperature": -1.0},
+    ],
+)
 def test_bad_settings_fail_at_once(bad: dict) -> None:
     with pytest.raises(ValueError, match="must"):
         FixMatchSettings(**bad)
