@@ -143,6 +143,22 @@ def main() -> None:
         rows.append({"seed": seed, "seconds": trained - started, "seconds_testing": done - trained, **found})
         figures = ", ".join(f"{name} {100 * value['value']:.2f}" for name, value in found.items())
         print(f"seed {seed}: {figures}; {trained - started:.0f} s + {done - trained:.0f} s", flush=True)
+    names = [name for name, value in rows[0].items() if isinstance(value, dict)]
+    table = {name: summary([row[name]["value"] for row in rows]) for name in names}
+    for name, over_seeds in table.items():
+        mean = over_seeds["mean"]
+        reach = "" if mean["high"] is None else f" +- {100 * (mean['high'] - mean['value']):.2f}"
+        print(f"{name:22} {100 * mean['value']:.2f}{reach} %, worst seed {100 * over_seeds['worst']:.2f} %")
+    if given.out:
+        record(
+            given.out, data="omniglot, the 242 characters of the small background sets",
+            alphabets={"training": sorted({*everyone.alphabets} - {*held_out, *TEST}), "novel": held_out},
+            training={"way": given.way, "shot": 1, "query": given.query, "episodes": given.episodes,
+                      "view": given.view, "precision": given.precision},
+            protocol=f"{EPISODES} episodes a seed, 1 support and {QUERY} query images a class, running statistics of "
+                     "batch norm (not transductive); per seed with the interval over episodes, over seeds Student's t",
+            **table, seconds=summary([row["seconds"] for row in rows]), per_seed=rows,
+        )  # fmt: skip
 
 
 if __name__ == "__main__":
