@@ -1,10 +1,14 @@
-"""Two processes under torchrun: the same gradient, the same weights, for each kind of method."""
+"""Two processes under torchrun: the same gradient, the same weights, for each method there is."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+from tests.methods.small import METHODS
+
+ROOT = Path(__file__).resolve().parents[2]
 HALVES = """
 import torch
 import torch.nn.functional as F
@@ -40,15 +44,28 @@ print("equal")
 """
 
 
-def torchrun(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    path = folder / "script.py"
-    path.write_text(script)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def torchrun(*what: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *what]
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, check=False)
 
 
 def test_two_halves_of_a_batch_give_the_gradient_of_the_whole(tmp_path: Path) -> None:
-    done = torchrun(HALVES, tmp_path)
+    (tmp_path / "script.py").write_text(HALVES)
+    done = torchrun(str(tmp_path / "script.py"))
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("equal") == 2
+
+
+def test_every_method_learns_in_two_processes_what_it_learns_in_one() -> None:
+    """One torchrun for all of them, for a start costs more than all their steps; see halves.py."""
+    done = torchrun("-m", "tests.training.halves")
+    assert done.returncode == 0, done.stderr[-3000:]
+    reports = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert len(reports) == 2
+    for told in reports:
+        assert len(told) >= len(METHODS)
+        wrong = {name: what for name, what in told.items() if what != "equal"}
+        assert not wrong, wrong
+    assert "autograd kernel was not registered" not in done.stderr, "a gradient passed through a bare all_reduce"

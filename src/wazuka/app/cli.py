@@ -3,6 +3,7 @@
 Exit codes: 0 done; 2 the input is wrong, said in one sentence; 130 interrupted, with the command that resumes it.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,6 +27,7 @@ app = App(
     `wazuka demo` shows it in a minute on pictures that come with it.""",
     help_format="plaintext",
     version_flags=["--version"],
+    suppress_keyboard_interrupt=False,  # it is told below
 )
 data_group = Group("The images", sort_key=1)
 training_group = Group("The training", sort_key=2)
@@ -97,8 +99,6 @@ def fit(
     resume
         Go on with an interrupted run; needs --out.
     """
-    import os
-
     import wazuka.app.job as job
     from wazuka.app.console import clock, share, showing_progress, span
     from wazuka.app.learn import Watch, stopping_on_signals
@@ -131,9 +131,8 @@ def fit(
 @app.command
 def predict(
     run: Path,
-    photos: str,
     /,
-    *,
+    *photos: str,
     out: Annotated[Path | None, Parameter(help="A .csv file. Default: standard output.")] = None,
 ) -> None:
     """Name photos with a trained classifier: CSV with file,label,probability,runner_up,runner_up_probability,note.
@@ -145,19 +144,22 @@ def predict(
     run
         The folder that `wazuka fit` made.
     photos
-        A folder, a file, or anything else that fit takes.
+        A folder, image files, or anything else that fit takes.
     """
     from wazuka.app.console import showing_progress
     from wazuka.app.model import load
     from wazuka.app.tables import predictions_csv
     from wazuka.atomic import write_atomic
 
+    if not photos:
+        raise UserError("predict needs photos after the run: a folder, or image files.")
     model = load(run)
     with showing_progress() as console:
-        answers, skipped = model.predict(photos, progress=console.opening)
+        answers, skipped = model.predict(photos[0] if len(photos) == 1 else photos, progress=console.opening)
     text = predictions_csv(answers, skipped)
     if out is None:
         sys.stdout.write(text)
+        sys.stdout.flush()  # here, where a reader that has gone is met, and not when Python ends
         return
     try:
         write_atomic(out, text)
@@ -205,7 +207,15 @@ def report(run: Path, /) -> None:
     from wazuka.app.reporting import write_report
     from wazuka.app.runs import open_run
 
-    print(write_report(open_run(run)))
+    opened = open_run(run)
+    try:
+        path = write_report(opened)
+    except UserError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"The files of {run} lack what a report needs ({type(error).__name__}: {error}); "
+                        "fit it again.") from error  # fmt: skip
+    print(path)
 
 
 @app.command
@@ -248,11 +258,12 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(str(error))
     except cyclopts.CycloptsError as error:
         _fail(" ".join(str(error).split()))
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        hint = f" at once. Go on from what was saved last with:\n  {stop}" if str(stop) else "."
+        print(f"Interrupted{hint}", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # `wazuka predict ... | head`
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains of the rest at its end
         sys.exit(0)
     except Exception as error:
         if type(error).__name__ != "Interrupted":  # its class would cost the import of torch

@@ -9,7 +9,7 @@ from typing import Any
 
 from wazuka.app.catalog import entry, make_settings
 from wazuka.app.console import Console, clock, share, showing_progress, span, table
-from wazuka.app.job import Choices, Job, prepare
+from wazuka.app.job import Choices, Job, fingerprint, prepare
 from wazuka.app.learn import Interrupted, Watch, stopping_on_signals
 from wazuka.app.runs import Run
 from wazuka.atomic import write_atomic
@@ -42,7 +42,7 @@ def compare(
                 f"{labels} labels can't be shared evenly by the {data.train.n_classes} classes of {data.name}; "
                 f"take a multiple of {data.train.n_classes}."
             )
-        asked = {"data": source, "fingerprint": data.fingerprint, "labels": labels, "steps": steps}
+        asked = {"data": source, "fingerprint": fingerprint(data), "labels": labels, "steps": steps}
         results = _before(folder, asked)
         fabric = launch()
         for seed in range(seeds):

@@ -4,11 +4,11 @@ import dataclasses
 import math
 import platform
 import shlex
-import shutil
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from wazuka.app.learn import Interrupted, Learner, Watch
 from wazuka.app.model import Model, save_model
 from wazuka.app.plan import Plan, plan_for
 from wazuka.app.reporting import write_report
-from wazuka.app.runs import FORMAT, Run, new_run, open_run
+from wazuka.app.runs import FORMAT, Run, new_run, open_run, require_free
 from wazuka.atomic import save_atomic, write_atomic
 from wazuka.data import (
     Dataset,
@@ -210,11 +210,13 @@ def fit(
     fabric = launch()
     # chosen by one process, or the others would find it taken and choose the next
     folder = Path(fabric.broadcast(str(out or free_folder(Path(str(source)).name or "run")))).expanduser()
+    _look_ahead(folder, resume, fabric)
     data = open_images(choices.source, choices.labels, size=choices.size, fit=choices.fit, progress=opening)
-    run, before = _claim(folder, choices, data, resume, fabric)
-    draw = draw_from_json((run.folder / "draw.json").read_bytes()) if before and choices.labels_per_class else None
+    before = _begun(folder, choices, data) if resume else None
+    fabric.barrier()  # or the first process would begin the run before the last has looked
+    draw = _saved_draw(folder) if before and choices.labels_per_class else None
     prepared = prepare(data, choices.labels_per_class, choices.seed, choices.folds > 0, draw)
-    job = Job(choices, item, made_settings, prepared, fabric, run, watch or Watch())
+    job = Job(choices, item, made_settings, prepared, fabric, Run(folder), watch or Watch())
     return job.work(before, baselines)
 
 
@@ -227,28 +229,53 @@ def free_folder(name: str) -> Path:
     return folder
 
 
-def _claim(
-    folder: Path, choices: Choices, data: Dataset, resume: bool, fabric: "Fabric"
-) -> tuple[Run, dict[str, Any] | None]:
-    """The run's folder and, when it is resumed, what it recorded at its start. Raises UserError."""
-    started = (folder / "run.json").exists()
-    if not resume or not started:
-        if fabric.is_global_zero:
-            new_run(folder)
-        fabric.barrier()
-        return Run(folder), None
-    run = open_run(folder)
-    before = run.read("run.json")
+def fingerprint(data: Dataset) -> str:
+    """Of the images and their labels: what a resumed run must find as it was."""
+    digest = blake2b(f"{data.fingerprint} {data.train.classes}".encode(), digest_size=16)
+    for part in (data.train, data.test):
+        if part is not None:
+            digest.update(part.labels.tobytes())
+    return digest.hexdigest()
+
+
+def _look_ahead(folder: Path, resume: bool, fabric: "Fabric") -> None:
+    """Refuse a folder that can't be had before any image is read, which may take minutes. Raises UserError."""
+    if resume and not folder.exists():
+        raise UserError(f"There is no run at {folder} to resume; leave --resume out to start it.")
+    if not resume and fabric.is_global_zero:  # the others may come after it has taken the folder
+        require_free(folder)
+
+
+def _saved_draw(folder: Path) -> Draw:
+    path = folder / "draw.json"
+    try:
+        return draw_from_json(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path} can't be read ({error.strerror}), so nobody knows which labels {folder} was "
+                        "started with; fit it anew.") from error  # fmt: skip
+
+
+def _begun(folder: Path, choices: Choices, data: Dataset) -> dict[str, Any] | None:
+    """What the run recorded at its start; None where it was killed before that. Raises UserError."""
+    if not (folder / "run.json").exists():
+        return None
+    before: dict[str, Any] = open_run(folder).read("run.json")
+    lost = [name for name in ("state", "choices", "resume", "fingerprint", "steps") if name not in before]
+    if lost or not isinstance(before["choices"], dict):
+        raise UserError(f"{folder}/run.json is damaged: {(lost or ['choices'])[0]} is lost there; fit it anew.")
     if before["state"] == "done":
+        Run(folder).tidy()  # it may have been killed on the very last yard
         raise UserError(f"{folder} is finished: there is nothing to resume.")
     asked = _plain(dataclasses.asdict(choices))
     changed = [name for name, value in asked.items() if before["choices"].get(name) != value]
     if changed:
         said = ", ".join(f"{name} = {before['choices'].get(name)}" for name in changed)
         raise UserError(f"{folder} was started with {said}; resume it with: {before['resume']}")
-    if before["fingerprint"] != data.fingerprint:
-        raise UserError(f"The images of {choices.source} have changed since {folder} was started; fit them anew.")
-    return run, before
+    if before["fingerprint"] != fingerprint(data):
+        raise UserError(
+            f"The images or labels of {choices.source} have changed since {folder} was started; fit them anew."
+        )
+    return before
 
 
 @dataclass
@@ -270,7 +297,13 @@ class Job:
         stages = 1 + (self.choices.folds / 2 if self.prepared.test is None else 0)
         steps = before["steps"] if before else self._steps(learner, plan, stages)
         facts = self._facts(plan, settings, precision, steps)
+        if before is not None and any(before.get(name) != facts[name] for name in ("plan", "settings")):
+            raise UserError(
+                f"{self.run.folder} was started by a Wazuka that trains otherwise ({before.get('wazuka')}); "
+                "resume it with that version, or fit it anew."
+            )
         if before is None and self.fabric.is_global_zero:
+            new_run(self.run.folder)  # not earlier: wrong input leaves nothing behind
             if self.prepared.draw is not None:
                 write_atomic(self.run.folder / "draw.json", draw_to_json(self.prepared.draw))
             self.run.write("run.json", facts)  # last: a run that has it can be resumed
@@ -281,6 +314,8 @@ class Job:
                 self._write(learner, facts, steps, seconds, held_out, baselines)
         except Interrupted:
             raise Interrupted(facts["resume"]) from None
+        except KeyboardInterrupt:  # at once: what was saved before stays
+            raise KeyboardInterrupt(facts["resume"]) from None
         self.fabric.barrier()
         train = self.prepared.train
         metrics = self.run.read("metrics.json")
@@ -342,7 +377,7 @@ class Job:
             "steps": steps,
             "data": data.name,
             "source": data.source,
-            "fingerprint": data.fingerprint,
+            "fingerprint": fingerprint(data),
             "classes": list(train.classes),
             "size": list(train.size),
             "channels": train.channels,
@@ -412,7 +447,7 @@ class Job:
         self._write_gallery(held_out, train_probs)
         write_report(self.run)
         self.run.write("run.json", facts | {"state": "done", "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
-        shutil.rmtree(self.run.folder / "resume", ignore_errors=True)  # with what a kill may have left half-written
+        self.run.tidy()
 
     def _write_gallery(self, held_out: tuple[np.ndarray, ImageSet] | None, train_probs: np.ndarray) -> None:
         test_probs, tested = held_out if held_out is not None else (None, None)

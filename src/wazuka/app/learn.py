@@ -6,6 +6,7 @@
 import copy
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -70,7 +71,11 @@ class Learner:
     def __post_init__(self) -> None:
         torch.manual_seed(mix(self.seed))
         net = self.plan.net(self.train_set.channels, self.train_set.n_classes)
-        self.method = build(self.item, net, self.train_set.n_classes, self.settings)
+        try:
+            self.method = build(self.item, net, self.train_set.n_classes, self.settings)
+            streams = self.method.streams()
+        except ValueError as error:  # what a settings dataclass leaves to the parts that are made of it
+            raise UserError(f"The settings of {self.item.name} don't fit: {error}.") from error
         self.method = self.method.to(self.fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         images = resident(self.train_set.images, self.fabric.device)
         labels = torch.from_numpy(np.array(self.train_set.labels))
@@ -80,7 +85,7 @@ class Learner:
             "unlabeled": Pool(images, torch.full_like(labels, -1)),
         }
         self.batches = Batches(
-            self.method.streams(), pools, self.plan.policies, self.seed, self.fabric.global_rank, self.fabric.world_size
+            streams, pools, self.plan.policies, self.seed, self.fabric.global_rank, self.fabric.world_size
         )
         self.steppers = {player: Stepper(player, how) for player, how in self.method.players().items()}
 
@@ -194,8 +199,10 @@ def predict(
     answers = []
     with torch.autocast(device.type, precision, enabled=precision != torch.float32):
         for start in range(0, len(images), batch):
-            piece = torch.as_tensor(np.ascontiguousarray(images[start : start + batch])).to(device)
-            view = piece.float().div_(255).contiguous(memory_format=torch.channels_last)
+            piece = images[start : start + batch]
+            if not isinstance(piece, Tensor):
+                piece = torch.from_numpy(np.array(piece))  # a copy, for torch warns of a read-only map
+            view = piece.to(device).float().div_(255).contiguous(memory_format=torch.channels_last)
             answers.append(method.predict(view).float().cpu())
     return torch.cat(answers).numpy() if answers else np.zeros((0, 0), np.float32)
 
@@ -204,7 +211,9 @@ def resident(images: np.ndarray, device: torch.device) -> Tensor:
     """Packed images as a tensor: in memory or on the device where they fit, else mapped from the disk."""
     if images.nbytes <= IN_MEMORY_BYTES:
         return torch.from_numpy(np.array(images)).to(device)
-    return torch.from_numpy(images)
+    with warnings.catch_warnings():  # a map is read-only, and nobody writes to it
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(images)
 
 
 def finite(value: float) -> float:

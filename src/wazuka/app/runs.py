@@ -3,6 +3,7 @@ and, until it is done, `resume/`. Every file is replaced as a whole, and opening
 """
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,11 @@ from wazuka.atomic import write_atomic
 from wazuka.errors import UserError
 
 FORMAT = 1
+FILES = (
+    *("run.json", "draw.json", "metrics.jsonl", "metrics.json", "model.safetensors"),
+    *("predictions.parquet", "gallery.parquet", "report.html"),
+)
+_HALF_WRITTEN = tuple(f".{name}." for name in FILES)  # how `wazuka.atomic` names what is not yet in its place
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,7 @@ class Run:
         """The curves; a last line cut off by a crash is left out."""
         path = self.folder / "metrics.jsonl"
         rows = []
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
             try:
                 rows.append(json.loads(line))
             except ValueError:
@@ -69,6 +75,13 @@ class Run:
         """Drop the rows that a resumed run will write again."""
         rows = [row for row in self.metrics() if row["stage"] != stage or row["step"] <= step]
         write_atomic(self.folder / "metrics.jsonl", "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+
+    def tidy(self) -> None:
+        """Take away what a finished run does not need: resume/, and what a kill left half-written."""
+        shutil.rmtree(self.folder / "resume", ignore_errors=True)
+        for entry in self.folder.iterdir():
+            if entry.name.startswith(_HALF_WRITTEN):
+                entry.unlink(missing_ok=True)
 
 
 def open_run(folder: str | Path) -> Run:
@@ -83,13 +96,19 @@ def open_run(folder: str | Path) -> Run:
     return run
 
 
-def new_run(folder: str | Path) -> Run:
-    """An empty folder for a run. Raises UserError when something is there already."""
+def require_free(folder: str | Path) -> Path:
+    """The path of a folder that a run may take. Raises UserError when something is there already."""
     path = Path(folder).expanduser()
     if (path / "run.json").exists():
         raise UserError(f"{path} holds a run already; give another --out, or --resume to go on with it.")
     if path.exists() and (not path.is_dir() or any(not _is_left_over(entry) for entry in path.iterdir())):
         raise UserError(f"{path} is not empty; give --out a new folder.")
+    return path
+
+
+def new_run(folder: str | Path) -> Run:
+    """An empty folder for a run. Raises UserError when something is there already."""
+    path = require_free(folder)
     try:
         path.mkdir(parents=True, exist_ok=True)
         write_atomic(path / "metrics.jsonl", "")
@@ -100,5 +119,5 @@ def new_run(folder: str | Path) -> Run:
 
 def _is_left_over(entry: Path) -> bool:
     """Of a run that was killed before it began: it may begin anew."""
-    unfinished = entry.name.startswith((".metrics.jsonl.", ".run.json.", ".draw.json."))
-    return unfinished or entry.name == "draw.json" or (entry.name == "metrics.jsonl" and entry.stat().st_size == 0)
+    half_written = entry.name.startswith(_HALF_WRITTEN)
+    return half_written or entry.name == "draw.json" or (entry.name == "metrics.jsonl" and entry.stat().st_size == 0)
