@@ -20,6 +20,7 @@ from wazuka.app.report import (
     Picture,
     ReportData,
     bucket_means,
+    claimed,
     confusion_chart,
     count,
     curve_panels,
@@ -207,6 +208,8 @@ def test_numbers_read_well_and_never_flatter():
         "97.0 %", "100.0 %", "0.0 %", "99.996 %", "99.96 %", "0.04 %", "50.0 %",
     ]  # fmt: skip
     assert percent(math.nan) == "–"
+    assert claimed(0.97) == percent(0.97)
+    assert claimed(0.99995) == claimed(1.0) == "> 99.9\xa0%"
     assert [number(x) for x in (0, 0.12345, 2.3026, 12345.6, 1e-7, 250.4, math.nan)] == [
         "0", "0.123", "2.30", "12,346", "1e-07", "250", "–",
     ]  # fmt: skip

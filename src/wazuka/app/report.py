@@ -98,7 +98,8 @@ def render_report(report: ReportData) -> str:
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"percent": percent, "interval": interval, "level": level, "count": count, "number": number}
+    filters = (percent, claimed, interval, level, count, number)
+    environment.filters |= {filter_.__name__: filter_ for filter_ in filters}
     evaluation = report.evaluation
     page = environment.get_template("report.html.j2").render(
         report=report,
@@ -132,6 +133,11 @@ def percent(share: float | None) -> str:
         if float(text) not in (0, 100) or share in (0, 1):
             break
     return f"{text}\N{NO-BREAK SPACE}%"
+
+
+def claimed(probability: float) -> str:
+    """A network's word for how sure it is; decimals after 99.9 % would only feign precision."""
+    return "> 99.9\N{NO-BREAK SPACE}%" if probability > 0.999 else percent(probability)
 
 
 def interval(estimate: Estimate) -> str:
