@@ -26,16 +26,17 @@ class ThreeConvolutions(Backbone):
     """conv3x3-norm-ReLU three times, 2x2 max-pooling after the second, global average pooling, linear head.
 
     Every convolution, norm and ReLU is recorded. `middle` is the map after the pooling, 4x4 for digits.
+
+    norm  False: no batch norm, and the convolutions have a bias instead
     """
 
-    def __init__(self, widths: tuple[int, int, int], classes: int):
+    def __init__(self, widths: tuple[int, int, int], classes: int, norm: bool = True):
         super().__init__()
         self.normalize = Normalize()
         blocks, inputs = [], 1
         for width in widths:
-            blocks.append(
-                nn.Sequential(nn.Conv2d(inputs, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
-            )
+            convolution = nn.Conv2d(inputs, width, 3, padding=1, bias=not norm)
+            blocks.append(nn.Sequential(convolution, *([nn.BatchNorm2d(width)] if norm else []), nn.ReLU()))
             inputs = width
         self.blocks, self.pool = nn.ModuleList(blocks), nn.MaxPool2d(2)
         self.feature_size = inputs
