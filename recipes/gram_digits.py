@@ -8,7 +8,8 @@ uniform noise. Nothing is fitted to odd images or chosen by them.
 What to look for (Sastry & Oore 2020, arXiv:1912.12510): Gram matrices win far from the training images and lose to
 the softmax's own confidence near them; their own figures say the same of CIFAR-10 against SVHN (AUROC 99.5 against
 89.9) and against CIFAR-100 (79.0 against 86.4). An independent sketch of this check found, mean of 3 seeds, Gram /
-softmax: shuffled 98.5 / 95.0, inverted 100.0 / 91.6, noise 98.0 / 95.0, digits 8 and 9 87.3 / 95.0.
+softmax: shuffled 98.5 / 95.0, inverted 100.0 / 91.6, noise 98.0 / 95.0, digits 8 and 9 87.3 / 95.0. Whether its
+network had batch norm is not known; --no-norm leaves it out.
 
     python recipes/gram_digits.py --seeds 0 1 2 3 4 --out results/gram_digits.json
 """
