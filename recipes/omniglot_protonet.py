@@ -122,7 +122,7 @@ def measured(method: ProtoNet, characters: Tensor, seed: int, runs: bool) -> dic
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--episodes", type=int, default=1000, help="training episodes")
+    parser.add_argument("--episodes", type=int, default=2000, help="training episodes")
     parser.add_argument("--way", type=int, default=30, help="classes of a training episode")
     parser.add_argument("--query", type=int, default=5)
     parser.add_argument("--view", choices=["plain", "shaken"], default="shaken")

@@ -116,7 +116,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 def wait_for_rows(run: Path, count: int, process: subprocess.Popen) -> None:
     """Until the curves have so many lines."""
-    curves, end = run / "metrics.jsonl", time.monotonic() + 280
+    curves, end = run / "metrics.jsonl", time.monotonic() + 600
     while not curves.exists() or curves.read_bytes().count(b"\n") < count:
         assert process.poll() is None, "it ended before it could be disturbed"
         assert time.monotonic() < end, "it does not train"
@@ -245,7 +245,7 @@ def test_a_second_signal_ends_it_at_once_and_loses_nothing_saved(whole, tmp_path
     assert_same(tmp_path / "run", run)
 
 
-@pytest.mark.timeout(900)  # three times a whole start of the program, maybe on a machine that does much else
+@pytest.mark.timeout(2400)  # three times a whole start of the program, maybe on a machine that does much else
 def test_the_command_interrupted_then_killed_ends_in_the_same_weights(tmp_path, monkeypatch):
     """The real thing: `wazuka fit` as a process, Ctrl-C, the printed line in a shell, kill -9, the line again."""
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
@@ -257,7 +257,7 @@ def test_the_command_interrupted_then_killed_ends_in_the_same_weights(tmp_path, 
     with subprocess.Popen([*words, "run"], **pipes) as process:
         wait_for_rows(run, 20, process)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=280)
+        _, errors = process.communicate(timeout=600)
         assert process.returncode == 130
     line = errors.splitlines()[-1].strip()
     assert "Traceback" not in errors
@@ -266,10 +266,10 @@ def test_the_command_interrupted_then_killed_ends_in_the_same_weights(tmp_path, 
     with subprocess.Popen("exec " + line, shell=True, **pipes) as process:
         wait_for_rows(run, before + 20, process)
         process.send_signal(signal.SIGKILL)
-        process.communicate(timeout=280)
+        process.communicate(timeout=600)
         assert process.returncode == -signal.SIGKILL
     assert json.loads((run / "run.json").read_text())["state"] == "started"
-    done = subprocess.run(line, shell=True, **pipes, timeout=280)
+    done = subprocess.run(line, shell=True, **pipes, timeout=600)
     assert done.returncode == 0, done.stderr
     assert "Report: run/report.html" in done.stdout
     main([*words[1:], "whole"])
