@@ -24,17 +24,13 @@ import argparse
 import importlib.abc
 import importlib.machinery
 import importlib.util
-import json
-import platform
 import random
 import statistics
-import subprocess
 import sys
 import time
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -357,17 +353,10 @@ def main() -> None:
             f"{line['ratio']:7.2f}  {line['changes']}"
         )
     if options.out:
-        git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-        facts = {
-            "rows": lines,
-            "command": " ".join(["python", *sys.argv]),
-            "threads": options.threads,
-            "device": platform.processor() or platform.machine(),
-            "torch": torch.__version__,
-            "commit": git.stdout.strip() or None,
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        options.out.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "recipes"))
+        from _results import record
+
+        record(options.out, rows=lines)
 
 
 if __name__ == "__main__":
