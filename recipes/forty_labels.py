@@ -40,7 +40,7 @@ def main() -> None:
             with showing_progress() as console:
                 metrics = wazuka.fit(
                     given.data, labels_per_class=given.labels_per_class, seed=seed, steps=given.steps, out=folder,
-                    resume=True, watch=Watch(console.step), opening=console.opening,
+                    resume=folder.exists(), watch=Watch(console.step), opening=console.opening,
                     baselines=baselines if given.baselines else None,
                 ).metrics  # fmt: skip
         row = {name: metrics[name] for name in ("seed", "test_accuracy", "seconds", "steps", "n_test", "n_labeled")}

@@ -2,16 +2,17 @@
 
 Goals: 95 % 5-way and 85 % 20-way. The alphabets, split by name before anything was trained: in alphabetical order the
 last two are for testing (Sanskrit and Tagalog: 59 characters, 24 % of all, as in Vinyals et al. 2016), the first two
-for every choice made here (Balinese and Early Aramaic: 46), the four between for training. As in the authors' code the
-figures come from networks trained anew on training and validation alphabets together, for the number of episodes
-chosen. Every quarter turn of a character is a class of its own, in training and testing; the figures of upright
+for validation (Balinese and Early Aramaic: 46), the four between for training. Validation chose the number of episodes:
+seed 100, 5-way and 20-way, 92.2 and 78.4 % after 1,000, 92.9 and 80.6 % after 2,000; way, queries and shaking were set
+beforehand. As in the authors' code the figures come from networks trained anew on training and validation alphabets
+together. Every quarter turn of a character is a class of its own, in training and testing; the figures of upright
 characters alone stand beside. 1,000 episodes of 1 support and 15 query images a class, as there.
 The official one-shot runs (20 tasks of 20 characters of one alphabet, 20 queries each) are answered by the same
 networks. Batch norm goes by the running statistics everywhere: no query sees another.
 Differs from the paper, for 183 characters are few: images are shaken a little, see SHAKEN; and a run is short.
 
     python recipes/omniglot_protonet.py --seeds 0 1 2 3 4 --out results/omniglot_protonet.json
-    python recipes/omniglot_protonet.py --validate --seeds 0        what the choices were made by
+    python recipes/omniglot_protonet.py --validate --seeds 100      what the choice was made by
 """
 
 import argparse
