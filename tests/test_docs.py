@@ -18,7 +18,7 @@ def blocks(page: str) -> list[tuple[str, str]]:
 
 
 @pytest.mark.skipif(not DOCS.exists(), reason="the pages are not part of an installed package")
-@pytest.mark.parametrize("page", ["tutorial.md", "methods.md", "selfsup.md", "uncertainty.md"])
+@pytest.mark.parametrize("page", ["tutorial.md", "methods.md", "selfsup.md", "uncertainty.md", "fewshot.md"])
 def test_a_page_does_what_it_says(page: str, tmp_path: Path) -> None:
     found = blocks(page)
     assert len(found) >= 2

@@ -136,7 +136,7 @@ def test_a_damaged_or_foreign_checkpoint_is_told_in_a_sentence(tmp_path: Path) -
     save_checkpoint(tmp_path / "saved", method, steppers, {"step": 1})
     content = (tmp_path / "saved").read_bytes()
     (tmp_path / "cut").write_bytes(content[: len(content) // 2])
-    with pytest.raises(UserError, match="without --resume"):
+    with pytest.raises(UserError, match="delete that file"):
         load_checkpoint(tmp_path / "cut", method, steppers)
     other = Game()
     with pytest.raises(UserError, match="another method"):

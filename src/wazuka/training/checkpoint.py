@@ -41,9 +41,9 @@ def load_checkpoint(path: Path, method: Method, steppers: dict[Player, Stepper])
             facts = json.loads((file.metadata() or {})["facts"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (OSError, KeyError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path} can't be read as a checkpoint ({error}); start again without --resume.") from error
+        raise UserError(f"{path} can't be read as a checkpoint ({error}); delete that file and resume: its part of the training begins anew.") from error
     except Exception as error:  # safetensors raises its own SafetensorError, which derives from Exception alone
-        raise UserError(f"{path} is damaged ({error}); start again without --resume.") from error
+        raise UserError(f"{path} is damaged ({error}); delete that file and resume: its part of the training begins anew.") from error
     state = {name.removeprefix("method."): value for name, value in tensors.items() if name.startswith("method.")}
     try:
         method.load_state_dict(state)
