@@ -18,6 +18,8 @@ from wazuka.contract import Method, Player
 from wazuka.errors import UserError
 from wazuka.training.optimizers import Stepper
 
+WAY_OUT = "delete that file and resume: its part of the training begins anew."
+
 
 def save_checkpoint(path: Path, method: Method, steppers: dict[Player, Stepper], facts: dict[str, Any]) -> None:
     """Write the state after a step. facts: JSON-able numbers and names, at least what `load_checkpoint` must check."""
@@ -41,9 +43,9 @@ def load_checkpoint(path: Path, method: Method, steppers: dict[Player, Stepper])
             facts = json.loads((file.metadata() or {})["facts"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (OSError, KeyError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path} can't be read as a checkpoint ({error}); delete that file and resume: its part of the training begins anew.") from error
+        raise UserError(f"{path} can't be read as a checkpoint ({error}); {WAY_OUT}") from error
     except Exception as error:  # safetensors raises its own SafetensorError, which derives from Exception alone
-        raise UserError(f"{path} is damaged ({error}); delete that file and resume: its part of the training begins anew.") from error
+        raise UserError(f"{path} is damaged ({error}); {WAY_OUT}") from error
     state = {name.removeprefix("method."): value for name, value in tensors.items() if name.startswith("method.")}
     try:
         method.load_state_dict(state)
