@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from wazuka.functional.guessing import (
     align,
     confident_guess_loss,
+    negative_sampling_loss,
     sharpen,
     sharpened_guess_loss,
     soft_cross_entropy,
@@ -101,3 +102,36 @@ def test_a_soft_guess_keeps_what_is_open_and_gets_no_gradient() -> None:
     loss.backward()
     assert guesses.grad is None
     torch.testing.assert_close(strong.grad, torch.zeros(1, 2, dtype=torch.float64))  # an even guess pulls nowhere
+
+
+def test_no_negatives_no_loss_and_no_gradient() -> None:
+    logits = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
+    loss = negative_sampling_loss(some_probs(), logits, threshold=1e-9)
+    torch.testing.assert_close(loss, torch.zeros_like(loss), atol=1e-15, rtol=0)
+    assert torch.autograd.grad(loss.sum(), logits)[0].abs().max() < 1e-15
+
+
+def test_all_negative_but_one_is_a_label() -> None:
+    guesses, logits = torch.tensor([[0.9, 0.05, 0.05]]), torch.randn(1, 3, dtype=torch.float64)
+    loss = negative_sampling_loss(guesses, logits, threshold=0.1)
+    torch.testing.assert_close(loss, F.cross_entropy(logits, torch.tensor([0]), reduction="none"))
+
+
+def test_mass_moves_from_negatives_to_all_others_in_proportion() -> None:
+    """dL/dlogit is p on negatives and -p S / (1 - S) elsewhere, S being the negatives' probability together."""
+    guesses, threshold = some_probs(seed=3), 0.15
+    logits = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
+    gradient = torch.autograd.grad(negative_sampling_loss(guesses, logits, threshold).sum(), logits)[0]
+    probs, negative = logits.detach().softmax(dim=1), guesses < threshold
+    assert 0 < negative.sum() < negative.numel()
+    share = (probs * negative).sum(dim=1, keepdim=True)
+    torch.testing.assert_close(gradient, torch.where(negative, probs, -probs * share / (1 - share)))
+
+
+def test_negatives_keep_no_gradient_and_the_loss_is_bounded() -> None:
+    raw = torch.randn(5, 3, requires_grad=True)
+    logits = torch.tensor([[99.0, 0.0, -99.0]]).repeat(5, 1).requires_grad_()
+    loss = negative_sampling_loss(raw.softmax(1) * 0 + torch.tensor([0.01, 0.01, 0.98]), logits, threshold=0.2)
+    assert torch.autograd.grad(loss.sum(), raw, allow_unused=True, retain_graph=True) == (None,)
+    assert loss.max() <= 18.43
+    assert torch.autograd.grad(loss.sum(), logits)[0].isfinite().all()

@@ -24,6 +24,7 @@ DETECTORS = {name: item for name, item in entries().items() if issubclass(item.k
 
 CLASSES = 4  # of images, of answers, and of quarter turns
 SIDE = 8
+POOL = 24  # images in each pool
 NAMELESS = ("unlabeled", "target")  # pools whose labels no method may see
 POLICIES = {"plain": Plain(), "weak": Weak(shift=0.25), "strong": AffineStrong()}
 
@@ -66,7 +67,7 @@ def pools() -> dict[str, Pool]:
     """All that a method may draw from; nobody can learn from labels that are not there."""
     made = {}
     for number, name in enumerate(("labeled", "unlabeled", "source", "target")):
-        images, labels = images_of(24, seed=number)
+        images, labels = images_of(POOL, seed=number)
         made[name] = Pool(images, torch.full_like(labels, -1) if name in NAMELESS else labels)
     return made
 
@@ -96,7 +97,8 @@ def small(
 ) -> Method:
     torch.manual_seed(seed)
     item = METHODS[name]
-    return build(item, net(), CLASSES, settings_of(item, **(changes or {})))
+    settings = settings_of(item, **(changes or {}))
+    return build(item, net(), CLASSES, settings, unlabeled=POOL, shape=(1, SIDE, SIDE))
 
 
 def batches_of(method: Method, rank: int = 0, world: int = 1) -> Batches:

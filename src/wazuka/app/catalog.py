@@ -138,7 +138,10 @@ def _read(value: Any, old: Any, name: str) -> Any:
 
 
 def build(item: Entry, net: nn.Module, classes: int, settings: Any, **more: Any) -> Method:
-    """Make the method; its constructor gets those of net, classes, settings and `more` that it names."""
+    """Make the method; its constructor gets those of net, classes, settings and `more` that it names.
+
+    more    unlabeled: how many images its pool of unlabeled ones holds; shape: (C, H, W) of an image
+    """
     given = {"net": net, "classes": classes, "settings": settings, **more}
     wanted = inspect.signature(item.kind.__init__).parameters
     method = item.kind(**{name: value for name, value in given.items() if name in wanted})

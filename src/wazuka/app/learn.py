@@ -72,7 +72,10 @@ class Learner:
         torch.manual_seed(mix(self.seed))
         net = self.plan.net(self.train_set.channels, self.train_set.n_classes)
         try:
-            self.method = build(self.item, net, self.train_set.n_classes, self.settings)
+            self.method = build(
+                self.item, net, self.train_set.n_classes, self.settings,
+                unlabeled=len(self.train_set), shape=tuple(self.train_set.images.shape[1:]),
+            )  # fmt: skip
             streams = self.method.streams()
         except ValueError as error:  # what a settings dataclass leaves to the parts that are made of it
             raise UserError(f"The settings of {self.item.name} don't fit: {error}.") from error

@@ -1,5 +1,7 @@
 """Guessing labels for unlabeled images: aligning guesses with the class prior, sharpening, learning the sure ones."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -56,3 +58,20 @@ def sharpened_guess_loss(
 def soft_cross_entropy(targets: Tensor, logits: Tensor) -> Tensor:
     """Cross-entropy against soft targets, nats, (N, C), (N, C) -> (N,). Gradients flow into both."""
     return -(targets * torch.log_softmax(logits, dim=1)).sum(dim=1)
+
+
+def negative_sampling_loss(guesses: Tensor, logits: Tensor, threshold: float) -> Tensor:
+    """Tell what an image is *not*: the classes whose guessed probability is below the threshold (NS3L, Chen, Shah &
+    Kyrillidis 2020, arXiv:1911.05166, Eq. 3; johnchenresearch/NS3L).
+
+    guesses    (N, C)  probabilities; no gradient flows into them
+    logits     (N, C)  of a second pass over the same N images
+    threshold          in (0, 1 / C), else all classes of an image could be negative
+    returns    (N,)    nats: -log of the probability left to the other classes, at most -log 1e-8; 0 for an image
+                       without a negative class
+
+    The mass goes from the negatives to all others in proportion; no winner is chosen.
+    """
+    others = guesses.detach() >= threshold
+    left = logits.log_softmax(dim=1).masked_fill(~others, -torch.inf).logsumexp(dim=1)
+    return (-left).clamp(0.0, 8 * math.log(10))

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from wazuka.contract import Batch, Optimizer
+from wazuka.functional.consistency import squared_consistency
 from wazuka.methods.semi import ds3l
-from wazuka.methods.semi.ds3l import DS3L, DS3LSettings, Weigher, consistency, labeled_loss, weighted_mean
+from wazuka.methods.semi.ds3l import DS3L, DS3LSettings, Weigher, labeled_loss, weighted_mean
 from wazuka.nets import ConvNet
 from wazuka.training import Stepper, train
 
@@ -68,7 +69,7 @@ def test_outer_loss_is_the_labeled_loss_of_a_network_that_took_the_step():
 
 
 def test_equal_losses_teach_the_weigher_nothing(monkeypatch):
-    monkeypatch.setattr(ds3l, "consistency", lambda logits, target: logits.new_full((len(logits),), 0.3))
+    monkeypatch.setattr(ds3l, "squared_consistency", lambda logits, target: logits.new_full((len(logits),), 0.3))
     assert weigher_gradient(small_method(), small_batch()).abs().max() < 1e-15
 
 
@@ -126,9 +127,9 @@ def test_classifier_does_not_learn_through_the_weights():
 
 def test_consistency_moves_one_pass_only_and_is_bounded():
     logits, target = torch.randn(2, 5, 4, dtype=torch.float64, requires_grad=True).unbind()
-    assert consistency(logits, logits).eq(0).all()
-    assert torch.autograd.grad(consistency(logits, target).sum(), target, allow_unused=True) == (None,)
-    opposite = consistency(torch.tensor([[99.0, 0, 0, 0]]), torch.tensor([[0, 99.0, 0, 0]]))
+    assert squared_consistency(logits, logits).eq(0).all()
+    assert torch.autograd.grad(squared_consistency(logits, target).sum(), target, allow_unused=True) == (None,)
+    opposite = squared_consistency(torch.tensor([[99.0, 0, 0, 0]]), torch.tensor([[0, 99.0, 0, 0]]))
     torch.testing.assert_close(opposite, torch.tensor([2 / 4]))
 
 

@@ -16,18 +16,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from wazuka.contract import Batch, Method, Optimizer, Parts, Player, Stream, as_tensor_parts
+from wazuka.functional.consistency import squared_consistency
 from wazuka.functional.processes import mean_over_processes
 from wazuka.functional.schedules import gaussian_ramp
-
-
-def consistency(logits: Tensor, target: Tensor) -> Tensor:
-    """The Pi-model's loss of each image: how far two stochastic passes over it disagree.
-
-    logits   (N, C)
-    target   (N, C)  logits of the other pass; no gradient flows into them
-    returns  (N,)    mean over classes of the squared difference of probabilities, in [0, 2 / C]
-    """
-    return (logits.softmax(dim=1) - target.detach().softmax(dim=1)).square().mean(dim=1)
 
 
 def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
@@ -160,7 +151,7 @@ class DS3L(Method):
         first = net(torch.cat([batch.images, batch.first]))
         second = net(torch.cat([batch.images, batch.second]))
         supervised = labeled_loss(first[:n], batch.labels, len(first))
-        return supervised, consistency(second[n:], target=first[n:]), first[n:].softmax(dim=1)
+        return supervised, squared_consistency(second[n:], target=first[n:]), first[n:].softmax(dim=1)
 
     def _weights(self, probs: Tensor) -> Tensor:
         return self.weigher(probs) if self.settings.learn_weights else probs.new_ones(len(probs))
