@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from wazuka.app.catalog import entry
-from wazuka.app.job import Choices, Job, prepare
+from wazuka.app.job import Choices, Job
 from wazuka.app.learn import Watch
+from wazuka.app.prepared import prepare
 from wazuka.app.runs import Run
 from wazuka.data import open_images
 from wazuka.training.processes import launch
@@ -50,4 +50,4 @@ def striped_job(folder: Path, data: Path, watch: Watch | None = None, **choices)
     made = Choices(source=str(data), **({"steps": 2, "folds": 0} | choices))
     opened = open_images(str(data), cache=False)
     prepared = prepare(opened, made.labels_per_class, made.seed, made.folds > 0, None)
-    return Job(made, entry(made.method), None, prepared, launch("cpu"), Run(folder), watch or Watch())
+    return Job(made, prepared, launch("cpu"), Run(folder), watch or Watch())

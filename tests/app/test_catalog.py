@@ -109,6 +109,6 @@ def test_a_plan_goes_before_the_defaults_and_the_user_before_the_plan():
 @pytest.mark.parametrize("name", [name for name, item in entries().items() if item.fits])
 def test_every_method_that_fits_is_built_from_a_network(name):
     item = entry(name)
-    method = build(item, ConvNet(1, 3, (4,)), 3, make_settings(item, {}), unheard_of=1)
+    method = build(item, ConvNet(1, 3, (4,)), 3, make_settings(item, {}), unlabeled=9, shape=(1, 8, 8), unheard_of=1)
     assert isinstance(method, nn.Module)
     assert {stream.pool for stream in method.streams()} <= {"labeled", "unlabeled"}

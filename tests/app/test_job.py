@@ -5,8 +5,9 @@ import pytest
 
 import wazuka
 from tests.app.stripes import few, striped_file, stripes
-from wazuka.app.job import Choices, prepare
+from wazuka.app.job import Choices
 from wazuka.app.learn import Interrupted, Watch
+from wazuka.app.prepared import prepare
 from wazuka.app.runs import Run
 from wazuka.data import open_images
 from wazuka.errors import UserError

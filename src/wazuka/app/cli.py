@@ -52,6 +52,7 @@ def fit(
     minutes: Annotated[float | None, Parameter(group=training_group)] = None,
     seed: Annotated[int, Parameter(group=training_group)] = 0,
     folds: Annotated[int, Parameter(group=training_group)] = 4,
+    floor: Annotated[bool, Parameter(group=training_group)] = True,
     precision: Annotated[Literal["auto", "float32", "bfloat16"], Parameter(group=training_group)] = "auto",
     out: Out = None,
     resume: Annotated[bool, Parameter(group=output_group, negative="")] = False,
@@ -92,6 +93,8 @@ def fit(
         Decides which labels are kept and every random draw; the same seed gives the same run.
     folds
         Without test images the accuracy is measured by cross-validation on the labels, in so many parts; 0: not at all.
+    floor
+        Learn from the labels alone as well, to see whether the unlabeled photos helped; a quarter more time.
     precision
         auto takes bfloat16 where the processor multiplies in it natively.
     out
@@ -108,8 +111,8 @@ def fit(
     with showing_progress() as console, stopping_on_signals() as stop:
         model = job.fit(
             photos, labels, labels_per_class=labels_per_class, seed=seed, method=method, settings=_settings(set_),
-            steps=steps, minutes=minutes, size=size, fit=fit, flip=flip, folds=folds, precision=precision, out=out,
-            resume=resume, watch=Watch(console.step, stop), opening=console.opening,
+            steps=steps, minutes=minutes, size=size, fit=fit, flip=flip, folds=folds, floor=floor, precision=precision,
+            out=out, resume=resume, watch=Watch(console.step, stop), opening=console.opening,
         )  # fmt: skip
     if os.environ.get("RANK", "0") != "0":  # under torchrun one process speaks for all
         return

@@ -9,8 +9,9 @@ from typing import Any
 
 from wazuka.app.catalog import entry, make_settings
 from wazuka.app.console import Console, clock, share, showing_progress, span, table
-from wazuka.app.job import Choices, Job, fingerprint, prepare
+from wazuka.app.job import Choices, Job, fingerprint
 from wazuka.app.learn import Interrupted, Watch, stopping_on_signals
+from wazuka.app.prepared import prepare
 from wazuka.app.runs import Run
 from wazuka.atomic import write_atomic
 from wazuka.data import Dataset, open_images, require_labels
@@ -71,7 +72,7 @@ def _one(
     choices = Choices(
         source=data.name, labels_per_class=per_class, seed=seed, method=method, settings=settings, steps=steps
     )
-    job = Job(choices, entry(method), None, prepared, fabric, Run(folder), watch)
+    job = Job(choices, prepared, fabric, Run(folder), watch)
     guesses, seconds = job.rival(method, settings)
     correct, n = int((guesses == prepared.test.labels).sum()), len(prepared.test)
     return {"method": name, "seed": seed, "correct": correct, "n": n, "seconds": round(seconds, 2)}

@@ -61,7 +61,9 @@ class Console:
             self._progress = None
 
 
-NAMES = {"final": "training"} | {f"fold-{i}": f"cross-validation, part {i + 1}" for i in range(20)}
+NAMES = {"final": "training", "floor-final": "the labels alone"}
+NAMES |= {f"fold-{i}": f"cross-validation, part {i + 1}" for i in range(20)}
+NAMES |= {f"floor-fold-{i}": f"the labels alone, part {i + 1}" for i in range(20)}
 
 
 @contextmanager

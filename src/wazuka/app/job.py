@@ -16,37 +16,24 @@ import numpy as np
 import torch
 
 import wazuka
-from wazuka.app.catalog import Entry, entry, make_settings, planned_settings
+from wazuka.app.catalog import entry, make_settings
+from wazuka.app.contender import Contender, Trained
+from wazuka.app.floor import FLOOR, Verdict, guessed_shares, judge
 from wazuka.app.gallery import save_gallery
 from wazuka.app.learn import Interrupted, Learner, Watch
 from wazuka.app.model import Model, save_model
-from wazuka.app.plan import Plan, plan_for
+from wazuka.app.prepared import Prepared, parts_of, prepare
 from wazuka.app.reporting import write_report
 from wazuka.app.runs import FORMAT, Run, new_run, open_run, require_free
 from wazuka.atomic import save_atomic, write_atomic
-from wazuka.data import (
-    Dataset,
-    Draw,
-    ImageSet,
-    describe_duplicates,
-    draw_from_json,
-    draw_to_json,
-    find_duplicates,
-    folds,
-    holdout,
-    make_draw,
-    open_images,
-    require_labels,
-)
+from wazuka.data import Dataset, Draw, ImageSet, draw_from_json, draw_to_json, open_images
 from wazuka.errors import UserError
-from wazuka.evaluation import Evaluation, evaluate
+from wazuka.evaluation import evaluate
 from wazuka.training.processes import launch, precision_named
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-
-HELD_OUT_SHARE = 0.3     # of the labeled images, where a draw leaves labels to spare and no test images are given
-HELD_OUT_MOST = 5000
+FLOOR_SHARE = 0.3  # about what learning from the labels alone costs, in trainings with unlabeled images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +52,7 @@ class Choices:
     fit: str = "crop"
     flip: bool | None = None
     folds: int = 4
+    floor: bool = True
     precision: str = "auto"
 
     def __post_init__(self) -> None:
@@ -88,78 +76,13 @@ class Choices:
             value = getattr(self, field.name)
             if field.name in ("source", "settings") or value == field.default:
                 continue
-            if field.name == "flip":
-                words.append("--flip" if value else "--no-flip")
+            if field.name in ("flip", "floor"):
+                words.append(f"--{field.name}" if value else f"--no-{field.name}")
             else:
                 words += [f"--{field.name.replace('_', '-')}", str(value)]
         for name, value in self.settings.items():
             words += ["--set", f"{name}={value}"]
         return shlex.join([*words, "--out", str(out), *(["--resume"] if resume else [])])
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What is learned from, and what the number will be measured on.
-
-    train     few labels, the rest -1; holds no test image
-    test      labeled images that no training sees, or None
-    draw      who kept a label, where labels were drawn
-    protocol  in words, for the report
-    """
-
-    data: Dataset
-    train: ImageSet
-    test: ImageSet | None
-    draw: Draw | None
-    protocol: str
-    duplicates: list[str]
-
-
-def prepare(
-    data: Dataset, labels_per_class: int | None, seed: int, cross_validated: bool, draw: Draw | None
-) -> Prepared:
-    """Draw the labels and set the test images apart. `draw` redoes an earlier draw. Raises UserError."""
-    require_labels(data)
-    train, test = data.train, data.test
-    if test is not None:
-        test = test.subset(test.labeled) if test.n_labeled else None
-    protocol = f"on the {len(test):,} test images of {data.name}, which no training saw" if test is not None else ""
-    if test is None and labels_per_class is not None:
-        apart = _set_apart(train, labels_per_class, seed)
-        if apart is not None:
-            train, test = train.subset(apart[0]), train.subset(apart[1])
-            protocol = f"on {len(test):,} labeled images held out at random, which no training saw"
-    if labels_per_class is not None:
-        draw = draw or make_draw(train, per_class=labels_per_class, seed=seed)
-        train = draw.apply(train)
-    if test is None:
-        protocol = "by cross-validation on the labels: each is guessed by a network that did not see it"
-        if not cross_validated:
-            protocol = "not at all: there are no test images, and cross-validation was switched off"
-        elif _parts(train, 2) < 2:
-            protocol = "not at all: there are no test images, and a class has a single label, too few to cross-validate"
-    duplicates = describe_duplicates(find_duplicates(Dataset(data.name, data.source, train, test)))
-    return Prepared(data, train, test, draw, protocol, duplicates)
-
-
-def _set_apart(train: ImageSet, labels_per_class: int, seed: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """(positions that stay, positions held out for testing); None where the draw would then miss labels."""
-    spare = train.n_labeled - labels_per_class * train.n_classes
-    size = min(HELD_OUT_MOST, round(HELD_OUT_SHARE * train.n_labeled), spare)
-    if size < train.n_classes:
-        return None
-    try:
-        stays, held = holdout(train.labels, size, seed=seed, groups=train.extras.get("group"))
-    except UserError:  # a class with a single image, or too few groups
-        return None
-    left = np.bincount(train.labels[stays] + 1, minlength=train.n_classes + 1)[1:]
-    return (stays, held) if left.min() >= labels_per_class else None
-
-
-def _parts(train: ImageSet, wanted: int) -> int:
-    """Into how many parts the labels can be cut, each with every class: at most `wanted`."""
-    counts = train.class_counts()
-    return min(wanted, int(counts[counts > 0].min()))
 
 
 def fit(
@@ -176,6 +99,7 @@ def fit(
     fit: str = "crop",
     flip: bool | None = None,
     folds: int = 4,
+    floor: bool = True,
     precision: str = "auto",
     out: str | Path | None = None,
     resume: bool = False,
@@ -194,6 +118,8 @@ def fit(
     size              pixels images are brought to; fit: how ("crop", "pad", "squash")
     flip              whether a mirrored image still is of its class; None: yes for photos in color
     folds             of the cross-validation that measures a run without test images; 0: none
+    floor             learn from the labels alone as well, to see whether the unlabeled images helped; where
+                      cross-validation says that they did not, that classifier is the one to stay
     out               the run's folder; resume: go on with it
     watch             progress and stopping; opening: called with (images done, images in all) while decoding
     baselines         called with the finished Job, returns rows for the report's table: name, correct, n, seconds
@@ -203,10 +129,9 @@ def fit(
     choices = Choices(
         source=str(source), labels=None if labels is None else str(labels), labels_per_class=labels_per_class,
         seed=seed, method=method, settings=dict(settings or {}), steps=steps, minutes=minutes, size=size, fit=fit,
-        flip=flip, folds=folds, precision=precision,
+        flip=flip, folds=folds, floor=floor, precision=precision,
     )  # fmt: skip
-    item = entry(choices.method)
-    made_settings = make_settings(item, choices.settings)  # before any image is read: a typo should not cost minutes
+    make_settings(entry(choices.method), choices.settings)  # before any image is read: a typo should not cost minutes
     fabric = launch()
     # chosen by one process, or the others would find it taken and choose the next
     folder = Path(fabric.broadcast(str(out or free_folder(Path(str(source)).name or "run")))).expanduser()
@@ -216,7 +141,7 @@ def fit(
     fabric.barrier()  # or the first process would begin the run before the last has looked
     draw = _saved_draw(folder) if before and choices.labels_per_class else None
     prepared = prepare(data, choices.labels_per_class, choices.seed, choices.folds > 0, draw)
-    job = Job(choices, item, made_settings, prepared, fabric, Run(folder), watch or Watch())
+    job = Job(choices, prepared, fabric, Run(folder), watch or Watch())
     return job.work(before, baselines)
 
 
@@ -283,20 +208,17 @@ class Job:
     """One run being made; the steps of `work` are the story."""
 
     choices: Choices
-    item: Entry
-    settings: Any
     prepared: Prepared
     fabric: "Fabric"
     run: Run
     watch: Watch
 
     def work(self, before: dict[str, Any] | None, baselines: Any) -> Model:
-        plan, settings = self._plan()
-        precision = self._precision()
-        learner = self._learner(plan, settings, precision, self.prepared.train, self.choices.seed)
-        stages = 1 + (self.choices.folds / 2 if self.prepared.test is None else 0)
-        steps = before["steps"] if before else self._steps(learner, plan, stages)
-        facts = self._facts(plan, settings, precision, steps)
+        method = self._contender(self.choices.method, self.choices.settings)
+        floor = self._contender(FLOOR, {}, "floor-") if self._wants_floor() else None
+        learner = method.learner()
+        steps = before["steps"] if before else self._steps(learner, method.folds, floor is not None)
+        facts = self._facts(method, steps)
         if before is not None and any(before.get(name) != facts[name] for name in ("plan", "settings")):
             raise UserError(
                 f"{self.run.folder} was started by a Wazuka that trains otherwise ({before.get('wazuka')}); "
@@ -308,20 +230,21 @@ class Job:
                 write_atomic(self.run.folder / "draw.json", draw_to_json(self.prepared.draw))
             self.run.write("run.json", facts)  # last: a run that has it can be resumed
         try:
-            seconds = learner.learn(steps, "final", self.watch, self.run, self.prepared.test)
-            held_out = self._measure(learner, plan, settings, precision, steps)
+            trained = method.train(learner, steps, self.watch, self.run)
+            alone = floor.train(floor.learner(), steps, self.watch, self.run) if floor is not None else None
+            verdict = self._verdict(trained, alone)
             if self.fabric.is_global_zero:
-                self._write(learner, facts, steps, seconds, held_out, baselines)
+                self._write(facts, steps, trained, alone, verdict, baselines)
         except Interrupted:
             raise Interrupted(facts["resume"]) from None
         except KeyboardInterrupt:  # at once: what was saved before stays
             raise KeyboardInterrupt(facts["resume"]) from None
         self.fabric.barrier()
         train = self.prepared.train
-        metrics = self.run.read("metrics.json")
+        kept = alone if alone is not None and verdict is not None and verdict.floor_stays else trained
         return Model(
-            learner.method, train.classes, train.size, train.channels, self.choices.fit, metrics, self.fabric.device,
-            self.run.folder,
+            kept.learner.method, train.classes, train.size, train.channels, self.choices.fit,
+            self.run.read("metrics.json"), self.fabric.device, self.run.folder,
         )  # fmt: skip
 
     def rival(self, method: str, settings: Mapping[str, Any]) -> tuple[np.ndarray, float]:
@@ -329,34 +252,39 @@ class Job:
         (N,), and the seconds it took.
         """
         assert self.prepared.test is not None
-        choices = dataclasses.replace(self.choices, settings=settings)
-        other = dataclasses.replace(self, item=entry(method), choices=choices)
-        plan, made = other._plan()
-        learner = other._learner(plan, made, self._precision(), self.prepared.train, self.choices.seed)
-        steps = self.choices.steps or plan.steps
+        other = self._contender(method, settings)
+        learner = other.learner()
+        steps = self.choices.steps or other.plan.steps
         seconds = learner.learn(steps, f"{method}, {', '.join(map(str, settings.values()))}", self.watch)
         return learner.predict(self.prepared.test.images).argmax(axis=1), seconds
 
-    def _plan(self) -> tuple[Plan, Any]:
+    def _contender(self, method: str, given: Mapping[str, Any], prefix: str = "") -> Contender:
+        return Contender(
+            entry(method), given, self.prepared, self.choices.seed, self.choices.flip, self.choices.folds,
+            self.fabric, precision_named(self.choices.precision, self.fabric.device), prefix,
+        )  # fmt: skip
+
+    def _wants_floor(self) -> bool:
+        """Whether the labels alone are learned too: where there are unlabeled images, and a number to compare."""
         train = self.prepared.train
-        plan = plan_for(*train.size, train.channels, self.choices.flip)
-        return plan, planned_settings(self.item, plan.settings, self.choices.settings)
+        measured = self.prepared.test is not None or (self.choices.folds > 0 and parts_of(train, 2) > 1)
+        return self.choices.floor and self.choices.method != FLOOR and measured and train.n_labeled < len(train)
 
-    def _precision(self) -> torch.dtype:
-        return precision_named(self.choices.precision, self.fabric.device)
+    def _verdict(self, trained: Trained, alone: Trained | None) -> Verdict | None:
+        if alone is None or alone.probs is None or trained.probs is None:
+            return None
+        return judge(trained.probs, alone.probs, self.prepared.asked.labels, chooses=self.prepared.test is None)
 
-    def _learner(self, plan: Plan, settings: Any, precision: torch.dtype, train: ImageSet, seed: int) -> Learner:
-        return Learner(self.item, plan, settings, train, seed, self.fabric, precision)
-
-    def _steps(self, learner: Learner, plan: Plan, stages: float) -> int:
+    def _steps(self, learner: Learner, folds: int, floor: bool) -> int:
         if self.choices.minutes is None:
-            return self.choices.steps or plan.steps
+            return self.choices.steps or learner.plan.steps
         each = float(self.fabric.broadcast(learner.seconds_per_step()))  # one number for all processes
+        trainings = (1 + folds / 2) * (1 + FLOOR_SHARE if floor else 1)
         # a tenth is kept back for measuring, saving and a machine that slows down
-        return max(1, int(0.9 * self.choices.minutes * 60 / each / stages))
+        return max(1, int(0.9 * self.choices.minutes * 60 / each / trainings))
 
-    def _facts(self, plan: Plan, settings: Any, precision: torch.dtype, steps: int) -> dict[str, Any]:
-        train, data = self.prepared.train, self.prepared.data
+    def _facts(self, method: Contender, steps: int) -> dict[str, Any]:
+        train, data, settings = self.prepared.train, self.prepared.data, method.settings
         return {
             "format": FORMAT,
             "state": "started",
@@ -366,14 +294,14 @@ class Job:
             "device": _device_name(self.fabric.device),
             "threads": torch.get_num_threads(),
             "processes": self.fabric.world_size,
-            "precision": str(precision).removeprefix("torch."),
+            "precision": str(method.precision).removeprefix("torch."),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "command": self.choices.command(self.run.folder),
             "resume": self.choices.command(self.run.folder, resume=True),
             "choices": _plain(dataclasses.asdict(self.choices)),
-            "method": self.item.name,
+            "method": method.item.name,
             "settings": _plain(dataclasses.asdict(settings)) if settings is not None else {},
-            "plan": plan.describe(),
+            "plan": method.plan.describe(),
             "steps": steps,
             "data": data.name,
             "source": data.source,
@@ -393,55 +321,46 @@ class Job:
             "duplicates": self.prepared.duplicates,
         }
 
-    def _measure(
-        self, learner: Learner, plan: Plan, settings: Any, precision: torch.dtype, steps: int
-    ) -> tuple[np.ndarray, ImageSet] | None:
-        """Probabilities for images that the guessing network did not learn from, with those images; None: no way."""
-        if self.prepared.test is not None:
-            return learner.predict(self.prepared.test.images), self.prepared.test
-        train = self.prepared.train
-        count = _parts(train, self.choices.folds)
-        if count < 2:
-            return None
-        probs = np.zeros((len(train), train.n_classes), np.float32)
-        for number, (_, held) in enumerate(folds(train.labels, count, seed=self.choices.seed)):
-            # the held-out images stay, as unlabeled ones: so they will be when the user asks about them
-            kept = np.setdiff1d(train.labeled, held)
-            fold = self._learner(plan, settings, precision, train.keep_labels(kept), self.choices.seed + 1 + number)
-            fold.learn(max(1, steps // 2), f"fold-{number}", self.watch, self.run)
-            probs[held] = fold.predict(train.images[held])
-        return probs[train.labeled], train.subset(train.labeled)
-
     def _write(
         self,
-        learner: Learner,
         facts: dict[str, Any],
         steps: int,
-        seconds: float,
-        held_out: tuple[np.ndarray, ImageSet] | None,
+        trained: Trained,
+        alone: Trained | None,
+        verdict: Verdict | None,
         baselines: Any,
     ) -> None:
         """Everything a finished run holds; the state becomes "done" last."""
-        save_model(self.run, learner.method)
-        evaluation: Evaluation | None = None
-        if held_out is not None:
-            probs, images = held_out
-            evaluation = evaluate(probs, images.labels, images.classes)
-        rows = baselines(self) if baselines is not None else []
-        train_probs = learner.predict(self.prepared.train.images)
+        kept, other, name = trained, alone, "the same network: labels alone"
+        if alone is not None and verdict is not None and verdict.floor_stays:
+            kept, other, name = alone, trained, f"{facts['method']}: labels and unlabeled images together"
+            facts = facts | {"method": FLOOR, "settings": _plain(dataclasses.asdict(alone.learner.settings)),
+                             "kept": "labels alone"}  # fmt: skip
+        save_model(self.run, kept.learner.method)
+        train, asked = self.prepared.train, self.prepared.asked
+        train_probs = kept.learner.predict(train.images)
         metrics: dict[str, Any] = {
             "test_accuracy": None, "test_accuracy_interval": None, "n_test": 0,
-            "n_labeled": facts["n_labeled"], "n_unlabeled": facts["n_unlabeled"], "seconds": round(seconds, 2),
-            "images_per_second": round(steps * learner.images_per_step / max(seconds, 1e-9), 1),
+            "n_labeled": facts["n_labeled"], "n_unlabeled": facts["n_unlabeled"], "seconds": round(kept.seconds, 2),
+            "images_per_second": round(steps * kept.learner.images_per_step / max(kept.seconds, 1e-9), 1),
             "steps": steps, "method": facts["method"], "seed": facts["seed"], "protocol": facts["protocol"],
         }  # fmt: skip
-        if evaluation is not None:
+        if kept.probs is not None:
+            evaluation = evaluate(kept.probs, asked.labels, asked.classes)
             metrics["test_accuracy"] = evaluation.accuracy.value
             metrics["test_accuracy_interval"] = [evaluation.accuracy.low, evaluation.accuracy.high]
             metrics["n_test"] = evaluation.n
             metrics["evaluation"] = evaluation.to_dict()
+        if facts["n_unlabeled"]:
+            metrics["guessed_shares"] = guessed_shares(train_probs[train.labels < 0])
+        rows = baselines(self) if baselines is not None else []
+        if verdict is not None and other is not None and other.probs is not None:
+            metrics["unlabeled"] = verdict.to_dict()
+            correct = int((other.probs.argmax(axis=1) == asked.labels).sum())
+            rows.append({"name": name, "correct": correct, "n": len(asked), "seconds": round(other.seconds, 2)})
         if rows:
             metrics["baselines"] = rows
+        held_out = (kept.probs, asked) if kept.probs is not None else None
         self.run.write("metrics.json", metrics)
         self._write_predictions(held_out, train_probs)
         self._write_gallery(held_out, train_probs)

@@ -110,9 +110,11 @@ def load(folder: str | Path) -> Model:
         item = entry(facts["method"])
         classes, channels = tuple(facts["classes"]), int(facts["channels"])
         net = ConvNet(channels, len(classes), tuple(facts["plan"]["net"]["widths"]), momentum=0.1)
-        settings = make_settings(item, facts["choices"]["settings"])  # those given; the plan's change no shape
-        method = build(item, net, len(classes), settings)
+        given = {} if facts.get("kept") == "labels alone" else facts["choices"]["settings"]
+        settings = make_settings(item, given)  # those of the plan change no shape
         size = (int(facts["size"][0]), int(facts["size"][1]))
+        pool = int(facts["n_labeled"]) + int(facts["n_unlabeled"])
+        method = build(item, net, len(classes), settings, unlabeled=pool, shape=(channels, *size))
         fit = str(facts["fit"])
     except UserError:
         raise

@@ -59,6 +59,7 @@ class ReportData:
     measured    on what `evaluation` stands: a test set never learned from, the labels in turn, or nothing
     protocol    how, in plain words; empty: the words that go with `measured`
     curves      rows of metrics.jsonl: "step", perhaps "seconds", and any numbers worth a curve
+    unlabeled   whether the unlabeled photos helped, in a sentence
     skipped     (file, reason)
     duplicates  sentences
     warnings    sentences: what the reader should know before he trusts the number
@@ -76,6 +77,7 @@ class ReportData:
     surest: Sequence[Picture] = ()
     unsure: Sequence[Picture] = ()
     mistakes: Sequence[Picture] = ()
+    unlabeled: str = ""
     skipped: Sequence[tuple[str, str]] = ()
     duplicates: Sequence[str] = ()
     warnings: Sequence[str] = ()
@@ -436,10 +438,10 @@ WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 320, 170, 46, 12, 10, 24
 def curve_panels(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One small chart for each number that metrics.jsonl follows, accuracy first.
 
-    Rows may belong to several trainings, told apart by "stage": the last one (the classifier that stays) is drawn in
-    full, the others, cross-validation's, as thin lines behind it.
+    Rows may belong to several trainings, told apart by "stage": "final" (or the last one, where none is called that)
+    is drawn in full, the others, cross-validation's and the floor's, as thin lines behind it.
     """
-    stages = list(dict.fromkeys(row.get("stage") for row in rows))
+    stages = sorted(dict.fromkeys(row.get("stage") for row in rows), key=lambda stage: stage == "final")
     names = dict.fromkeys(
         key for row in rows for key, value in row.items() if key not in NOT_A_CURVE and _is_number(value)
     )

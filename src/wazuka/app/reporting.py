@@ -4,6 +4,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from wazuka.app.floor import sentence, uneven
 from wazuka.app.gallery import load_gallery
 from wazuka.app.report import Baseline, Measured, ReportData, render_report
 from wazuka.app.runs import Run
@@ -46,6 +47,7 @@ def report_of(run: Run) -> ReportData:
         surest=gallery["surest"],
         unsure=gallery["unsure"],
         mistakes=gallery["mistakes"],
+        unlabeled=sentence(metrics["unlabeled"], metrics["n_unlabeled"]) if "unlabeled" in metrics else "",
         skipped=[tuple(row) for row in facts["skipped"]],
         duplicates=facts["duplicates"],
         warnings=[*facts["notes"], *warnings_for(facts, metrics)],
@@ -74,6 +76,9 @@ def warnings_for(facts: dict[str, Any], metrics: dict[str, Any]) -> list[str]:
             f"The labels are uneven ({min(counts)} to {max(counts)} a class): "
             "probabilities lean to the frequent classes."
         )
+    shares = metrics.get("guessed_shares")
+    if shares and (told := uneven(shares, counts, facts["classes"])):
+        found.append(told)
     return found
 
 
