@@ -78,30 +78,36 @@ def constant(progress: float) -> float:
 class Optimizer:
     """How a player's parameters step. Weight decay reaches kernels only: biases and norms have one dimension.
 
-    algorithm     "sgd" (Nesterov where momentum > 0), "adam" (decay coupled: added to the gradient) or "adamw"
-                  (decay decoupled: W <- W * (1 - lr * weight_decay))
+    algorithm     "sgd" (Nesterov where momentum > 0), "adam" (decay coupled: added to the gradient), "adamw"
+                  (decay decoupled: W <- W * (1 - lr * weight_decay)) or "muon" (convolutions step orthogonalized,
+                  the rest as AdamW; with AdamW's learning rate and decay)
     lr            learning rate at the schedule's value 1
-    momentum      SGD's momentum, or Adam's beta1, in [0, 1)
+    momentum      SGD's or Muon's momentum, or Adam's beta1, in [0, 1)
     beta2         Adam's second beta, in [0, 1)
     weight_decay  coefficient, as torch.optim takes it
     schedule      progress in [0, 1] -> factor on lr
+    clip          largest norm that the gradient of all the player's parameters together may have: a longer one is
+                  scaled down to it, after processes were averaged; None: as it is
     """
 
-    algorithm: Literal["sgd", "adam", "adamw"] = "sgd"
+    algorithm: Literal["sgd", "adam", "adamw", "muon"] = "sgd"
     lr: float
     momentum: float = 0.9
     nesterov: bool = True
     beta2: float = 0.999
     weight_decay: float = 0.0
     schedule: Schedule = field(default=constant)
+    clip: float | None = None
 
     def __post_init__(self) -> None:
-        if self.algorithm not in ("sgd", "adam", "adamw"):
-            raise ValueError(f'algorithm must be "sgd", "adam" or "adamw", got {self.algorithm!r}')
+        if self.algorithm not in ("sgd", "adam", "adamw", "muon"):
+            raise ValueError(f'algorithm must be "sgd", "adam", "adamw" or "muon", got {self.algorithm!r}')
         if self.lr < 0 or self.weight_decay < 0:
             raise ValueError(f"lr and weight_decay must not be negative, got {self.lr} and {self.weight_decay}")
         if not 0 <= self.momentum < 1 or not 0 <= self.beta2 < 1:
             raise ValueError(f"momentum and beta2 must lie in [0, 1), got {self.momentum} and {self.beta2}")
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"clip must be above 0, or None for no limit, got {self.clip}")
 
 
 class Method(nn.Module):

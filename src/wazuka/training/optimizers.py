@@ -1,4 +1,4 @@
-"""One player's optimizer: groups, schedule, and gradients averaged over processes."""
+"""One player's optimizer: groups, schedule, and gradients averaged over processes and clipped."""
 
 import torch
 import torch.distributed as dist
@@ -6,6 +6,7 @@ from torch import Tensor
 
 from wazuka.contract import Optimizer, Player, parameters_of
 from wazuka.functional.processes import process_count
+from wazuka.training.muon import Muon
 
 
 class Stepper:
@@ -25,11 +26,13 @@ class Stepper:
         self.optimizer = _build(groups, settings)
 
     def step(self, loss: Tensor, progress: float) -> None:
-        """Backward into this player alone, average over processes, set the learning rate, step."""
+        """Backward into this player alone, average over processes, clip, set the learning rate, step."""
         for parameter in self.parameters:
             parameter.grad = None
         torch.autograd.backward(loss, inputs=self.parameters)
         self.average_gradients()
+        if self.settings.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.lr * self.settings.schedule(progress)
         self.optimizer.step()
@@ -58,6 +61,8 @@ def _build(groups: list[dict], settings: Optimizer) -> torch.optim.Optimizer:
     if settings.algorithm == "sgd":
         nesterov = settings.nesterov and settings.momentum > 0
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=nesterov, fused=True)
+    if settings.algorithm == "muon":
+        return Muon(groups, lr=settings.lr, momentum=settings.momentum, beta2=settings.beta2)
     betas = (settings.momentum, settings.beta2)
     kind = torch.optim.Adam if settings.algorithm == "adam" else torch.optim.AdamW
     return kind(groups, lr=settings.lr, betas=betas, fused=True)
