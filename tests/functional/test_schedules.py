@@ -38,3 +38,7 @@ def test_ramps_reach_one_and_stay() -> None:
     assert schedules.gaussian_ramp(0.4, 0.4) == schedules.gaussian_ramp(1, 0.4) == 1
     assert schedules.linear_ramp(0.1, 0.4) == pytest.approx(0.25)
     assert schedules.linear_ramp(0.4, 0.4) == schedules.linear_ramp(0.0, 0.0) == 1
+
+
+def test_it_rises_for_a_fifth_of_the_run_and_falls_for_the_rest() -> None:
+    assert [schedules.rise_and_fall(p) for p in (0, 0.1, 0.2, 0.6, 1)] == pytest.approx([0, 0.5, 1, 0.5, 0])

@@ -31,6 +31,7 @@ POLICIES = {"plain": Plain(), "weak": Weak(shift=0.25), "strong": AffineStrong()
 # Fields by the names that settings share; a method without them keeps its defaults, which only makes it slower.
 FEW: dict[str, Any] = {
     "labeled_batch": 4, "unlabeled_batch": 6, "batch": 4, "unlabeled_ratio": 2, "way": 3, "shot": 2, "query": 2,
+    "copies": 2,
     "threshold": 0.3,  # below any maximum of four probabilities but the flattest: guesses count from the first step on
     "inner_lr": 0.5,   # a step that is looked through must lead somewhere
 }  # fmt: skip
@@ -95,10 +96,12 @@ def variants(item: Entry) -> list[dict[str, Any]]:
 def small(
     name: str, *, seed: int = 0, net: Callable[[], nn.Module] = small_net, changes: dict[str, Any] | None = None
 ) -> Method:
-    torch.manual_seed(seed)
     item = METHODS[name]
     settings = settings_of(item, **(changes or {}))
-    return build(item, net(), CLASSES, settings, unlabeled=POOL, shape=(1, SIDE, SIDE))
+    torch.manual_seed(seed + 1)
+    teacher = net()
+    torch.manual_seed(seed)
+    return build(item, net(), CLASSES, settings, unlabeled=POOL, shape=(1, SIDE, SIDE), teacher=teacher)
 
 
 def batches_of(method: Method, rank: int = 0, world: int = 1) -> Batches:

@@ -52,6 +52,39 @@ def test_the_count_is_saved_with_it() -> None:
     assert torch.equal(average.net.weight, other.net.weight)
 
 
+def test_as_in_training_it_normalizes_by_the_batch_and_remembers_nothing() -> None:
+    torch.manual_seed(0)
+    live = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, momentum=0.3))
+    average, images = AveragedWeights(live, decay=0.9).train(), torch.randn(8, 4, requires_grad=True)
+    with torch.no_grad():
+        live[0].weight.add_(1.0)  # the live network has gone on
+    before = {name: value.clone() for name, value in average.net.state_dict().items()}
+    found = average.as_in_training(images)
+    hidden = average.net[0](images)
+    expected = (hidden - hidden.mean(0)) / (hidden.var(0, correction=0) + 1e-5).sqrt()
+    torch.testing.assert_close(found, expected.detach())
+    assert not found.requires_grad
+    for name in ("1.running_mean", "1.running_var"):
+        assert torch.equal(average.net.state_dict()[name], before[name]), name
+    assert not any(module.training for module in average.modules())
+    assert average.net[1].momentum == 0.3
+    torch.testing.assert_close(average(images), hidden / (1 + 1e-5) ** 0.5)  # the running statistics are 0 and 1
+
+
+def test_as_in_training_it_drops_units_too() -> None:
+    average, ones = AveragedWeights(nn.Dropout(0.5), decay=0.9), torch.ones(50)
+    assert set(average.as_in_training(ones).tolist()) == {0.0, 2.0}
+    assert torch.equal(average(ones), ones)
+
+
+def test_it_is_back_in_eval_mode_after_an_error() -> None:
+    average = AveragedWeights(nn.Sequential(nn.BatchNorm1d(4), nn.Linear(3, 3)), decay=0.9)
+    with pytest.raises(RuntimeError):
+        average.as_in_training(torch.randn(8, 4))
+    assert not average.net[0].training
+    assert average.net[0].momentum == 0.1
+
+
 @pytest.mark.parametrize("decay", [-0.1, 1.0])
 def test_a_decay_outside_its_range_is_refused(decay: float) -> None:
     with pytest.raises(ValueError, match="decay"):

@@ -38,3 +38,16 @@ class _SumOverProcesses(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         total: Tensor = _SumOverProcesses.apply(gradient)
         return total
+
+
+def gathered(rows: Tensor) -> Tensor:
+    """The rows of all processes, in the order of their ranks, the same everywhere: (N, ...) -> (N * processes, ...).
+
+    Every process brings as many rows. No gradient flows through.
+    """
+    count = process_count()
+    if count == 1:
+        return rows.detach()
+    pieces = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(count)]
+    dist.all_gather(pieces, rows.detach().contiguous())
+    return torch.cat(pieces)

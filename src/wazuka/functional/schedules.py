@@ -14,6 +14,11 @@ def cosine_7_16(progress: float) -> float:
     return math.cos(7 * math.pi * progress / 16)
 
 
+def rise_and_fall(progress: float) -> float:
+    """A straight line from 0 to 1 over the first fifth of the run, and one down to 0 over the rest: short runs."""
+    return progress / 0.2 if progress < 0.2 else (1 - progress) / 0.8
+
+
 def annealed(progress: float) -> float:
     """(1 + 10 p)^-0.75, the learning rate of DANN (Ganin et al. 2016, Sec. 5.2.2)."""
     return (1 + 10 * progress) ** -0.75

@@ -8,6 +8,7 @@ from wazuka.nets.conv4 import Conv4
 from wazuka.nets.convnet import ConvNet
 from wazuka.nets.lenet import LeNet
 from wazuka.nets.normalize import Normalize
+from wazuka.nets.resnet import ResNet
 from wazuka.nets.wideresnet import WideResNet
 
-__all__ = ["Backbone", "Conv4", "ConvNet", "LeNet", "Normalize", "WideResNet"]
+__all__ = ["Backbone", "Conv4", "ConvNet", "LeNet", "Normalize", "ResNet", "WideResNet"]

@@ -5,6 +5,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from wazuka.parts.batchnorm import frozen_statistics
+
 
 class AveragedWeights(nn.Module):
     """Exponential moving average of a network's parameters; buffers (batch-norm statistics) are copied, not averaged.
@@ -38,6 +40,19 @@ class AveragedWeights(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.net(images)
+
+    @torch.no_grad()
+    def as_in_training(self, images: Tensor) -> Tensor:
+        """What the averaged network says in training mode: normalized by this batch, with dropout if there is any.
+
+        Its running statistics stand still, and it is back in eval mode when this returns.
+        """
+        self.net.train()
+        try:
+            with frozen_statistics(self.net):
+                return self.net(images)
+        finally:
+            self.net.eval()
 
     def train(self, mode: bool = True) -> "AveragedWeights":
         """Stay in eval mode: the average is for answers, and must not gather batch statistics of its own."""

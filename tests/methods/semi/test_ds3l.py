@@ -7,9 +7,11 @@ import torch.distributed as dist
 import torch.multiprocessing
 import torch.nn.functional as F
 from torch import nn
+from torch.func import functional_call
 
 from wazuka.contract import Batch, Optimizer
 from wazuka.functional.consistency import squared_consistency
+from wazuka.functional.schedules import gaussian_ramp
 from wazuka.methods.semi import ds3l
 from wazuka.methods.semi.ds3l import DS3L, DS3LSettings, Weigher, labeled_loss, weighted_mean
 from wazuka.nets import ConvNet
@@ -34,27 +36,117 @@ def small_batch(labeled: int = 6, unlabeled: int = 10) -> Batch:
     return Batch(images=draw(labeled), labels=torch.arange(labeled) % 3, first=first, second=first + draw(unlabeled))
 
 
-def weigher_gradient(method: DS3L, batch: Batch) -> torch.Tensor:
-    outer = method.outer_loss(batch, coefficient=10.0)
+def weigher_turn(method: DS3L, batch: Batch, progress: float = 1.0) -> torch.Tensor:
+    player, outer, parts = next(method.moves(batch, progress))
+    assert player is method.weigher
+    assert torch.equal(outer, parts["outer"])
+    return outer
+
+
+def weigher_gradient(method: DS3L, outer: torch.Tensor) -> torch.Tensor:
     gradients = torch.autograd.grad(outer, list(method.weigher.parameters()), materialize_grads=True)
     return torch.cat([gradient.flatten() for gradient in gradients])
 
 
+def looked_through(method: DS3L, batch: Batch, coefficient: float) -> torch.Tensor:
+    """L_meta as the authors' code has it: the step keeps its graph, and the gradient flows back through gradients."""
+    parameters = dict(method.net.named_parameters())
+    supervised, losses, probs = method._passes(method.net, batch)
+    weights = method.weigher(probs)
+    inner = supervised + coefficient * (weights * losses).sum() / weights.sum()
+    gradients = torch.autograd.grad(inner, list(parameters.values()), create_graph=True)
+    stepped = {
+        name: parameter - method.settings.inner_lr * gradient
+        for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True)
+    }
+    return F.cross_entropy(functional_call(method.net, stepped, batch.images), batch.labels)
+
+
 def test_gradient_through_the_step_equals_finite_differences():
     method, batch, step = small_method(), small_batch(), 1e-5
-    exact, measured = weigher_gradient(method, batch), []
+    exact, measured = weigher_gradient(method, weigher_turn(method, batch)), []
     for parameter in method.weigher.parameters():
         for place in range(parameter.numel()):
             values = []
             for sign in (1, -1):
                 with torch.no_grad():
                     parameter.view(-1)[place] += sign * step
-                values.append(method.outer_loss(batch, coefficient=10.0).item())
+                values.append(weigher_turn(method, batch).item())
                 with torch.no_grad():
                     parameter.view(-1)[place] -= sign * step
             measured.append((values[0] - values[1]) / (2 * step))
     assert exact.abs().max() > 1e-4
     torch.testing.assert_close(exact, torch.tensor(measured, dtype=torch.float64), atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("progress", [0.3, 1.0])
+def test_forward_mode_gives_what_the_double_backward_gives(norm, progress):
+    method, batch = small_method(norm, ramp=0.8), small_batch()
+    expected = looked_through(method, batch, coefficient=10 * gaussian_ramp(progress, 0.8))
+    outer = weigher_turn(method, batch, progress)
+    torch.testing.assert_close(outer, expected, rtol=1e-13, atol=0)
+    exact = weigher_gradient(method, expected)
+    assert exact.abs().max() > 1e-4
+    torch.testing.assert_close(weigher_gradient(method, outer), exact, rtol=1e-10, atol=1e-15)
+
+
+def test_a_convolutional_networks_weigher_gets_the_same_gradient_both_ways():
+    torch.manual_seed(3)
+    method = DS3L(ConvNet(classes=3, widths=(4, 6)), 3, DS3LSettings(inner_lr=0.1, hidden=5))
+    draw = lambda n: torch.rand(n, 1, 8, 8)  # noqa: E731
+    batch = Batch(images=draw(6), labels=torch.arange(6) % 3, first=draw(9), second=draw(9))
+    expected = weigher_gradient(method, looked_through(method, batch, coefficient=10.0))
+    found = weigher_gradient(method, weigher_turn(method, batch))
+    assert expected.norm() > 1e-8
+    assert (found - expected).norm() < 1e-4 * expected.norm()  # float32, as backbones answer
+
+
+def test_dropout_is_the_same_in_the_passes_that_are_compared():
+    """The gradient belongs to the passes whose step was judged: with other masks it would be another's."""
+    method, batch = small_method(norm=False), small_batch()
+    method.net.insert(3, nn.Dropout(0.5))
+    torch.manual_seed(7)
+    supervised, losses, probs = method._passes(method.net, batch)
+    torch.manual_seed(7)
+    turns = method.moves(batch, progress=1.0)
+    _, outer, _ = next(turns)
+    weights = method.weigher(probs)
+    u = 10 * (weights * losses).sum() / weights.sum()
+    names = dict(method.net.named_parameters())
+    _, direction = look_again(method, batch, supervised + u)
+    slopes = torch.autograd.grad(u, list(names.values()), create_graph=True)
+    expected = -0.5 * sum((direction[name] * slope).sum() for name, slope in zip(names, slopes, strict=True))
+    torch.testing.assert_close(weigher_gradient(method, outer), weigher_gradient(method, expected))
+    *_, (_, total, _) = turns
+    torch.testing.assert_close(total, supervised + u)  # and the classifier's turn uses those passes too
+
+
+def look_again(method: DS3L, batch: Batch, inner: torch.Tensor):
+    torch.manual_seed(7)
+    method._passes(method.net, batch)  # what was drawn before the look ahead
+    return method.look_ahead(batch, inner)
+
+
+def test_equal_losses_teach_the_weigher_nothing(monkeypatch):
+    monkeypatch.setattr(ds3l, "squared_consistency", lambda logits, target: 0 * logits[:, 0] + 0.3)
+    method = small_method()
+    assert weigher_gradient(method, weigher_turn(method, small_batch())).abs().max() < 1e-15
+
+
+def test_no_coefficient_no_inner_step_no_lesson():
+    for silent in (small_method(consistency_weight=0.0), small_method(inner_lr=0.0)):
+        assert weigher_gradient(silent, weigher_turn(silent, small_batch())).eq(0).all()
+
+
+def test_a_weigher_that_trusts_nothing_leaves_the_labels_alone():
+    method, batch = small_method(), small_batch()
+    with torch.no_grad():
+        method.weigher.layers[2].bias.fill_(-2000.0)  # a sigmoid of exactly 0
+    turns = method.moves(batch, progress=1.0)
+    assert weigher_gradient(method, next(turns)[1]).isfinite().all()
+    _, total, parts = next(turns)
+    torch.testing.assert_close(total.detach(), parts["supervised"])
 
 
 def test_outer_loss_is_the_labeled_loss_of_a_network_that_took_the_step():
@@ -65,22 +157,25 @@ def test_outer_loss_is_the_labeled_loss_of_a_network_that_took_the_step():
     (supervised + 10 * (weights * losses).sum() / weights.sum()).backward()
     torch.optim.SGD(stepped.net.parameters(), lr=0.5).step()
     expected = F.cross_entropy(stepped.net(batch.images), batch.labels)
-    torch.testing.assert_close(method.outer_loss(batch, coefficient=10.0), expected)
+    torch.testing.assert_close(weigher_turn(method, batch).detach(), expected.detach())
 
 
-def test_equal_losses_teach_the_weigher_nothing(monkeypatch):
-    monkeypatch.setattr(ds3l, "squared_consistency", lambda logits, target: logits.new_full((len(logits),), 0.3))
-    assert weigher_gradient(small_method(), small_batch()).abs().max() < 1e-15
+def test_labeled_images_join_the_second_pass_for_batch_norms_sake_alone():
+    for norm, sizes in ((True, [16, 16]), (False, [16, 10])):
+        method, seen = small_method(norm), []
+        method.net.register_forward_hook(lambda net, inputs, output, seen=seen: seen.append(len(output)))
+        method._passes(method.net, small_batch())
+        assert seen == sizes
 
 
 def test_looking_ahead_leaves_the_network_alone():
     method, batch = small_method(), small_batch()
-    before = copy.deepcopy(method.net.state_dict())
-    torch.autograd.backward(
-        method.outer_loss(batch, coefficient=10.0), inputs=list(method.weigher.parameters())
-    )  # as the loop does
+    twin = copy.deepcopy(method)
+    turns = method.moves(batch, progress=1.0)
+    torch.autograd.backward(next(turns)[1], inputs=list(method.weigher.parameters()))  # as the loop does
+    twin._passes(twin.net, batch)  # the two passes that the classifier's turn needs move batch norm's statistics
     for name, value in method.net.state_dict().items():
-        assert torch.equal(value, before[name]), name
+        assert torch.equal(value, twin.net.state_dict()[name]), name
     assert all(parameter.grad is None for parameter in method.net.parameters())
 
 

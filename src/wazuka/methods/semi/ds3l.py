@@ -3,21 +3,25 @@
 Guo, Zhang, Jiang, Li & Zhou 2020, "Safe Deep Semi-Supervised Learning for Unseen-Class Unlabeled Data", ICML;
 guolz-ml/DS3L (train.py, followed where the paper is silent). Bi-level: a small network weighs every unlabeled image's
 consistency loss, and is judged by how well the classifier does on the *labels* after one step on the weighted loss.
-Differs from it: the two views are made by the data stream, per image, and serve both levels; the code draws one
-augmentation per batch and pass. The ramp is a share of the run (there: of 200,000 steps).
+Differs from it: the two views are made by the data stream, per image, and the passes over them serve both levels; the
+code draws one augmentation per batch and pass, and passes anew. The ramp is a share of the run (there: of 200,000
+steps). The weigher's gradient is the code's, reached without a gradient of a gradient: see `DS3L.slope`.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from wazuka.contract import Batch, Method, Optimizer, Parts, Player, Stream, as_tensor_parts
 from wazuka.functional.consistency import squared_consistency
-from wazuka.functional.processes import mean_over_processes
+from wazuka.functional.processes import mean_over_processes, process_count
 from wazuka.functional.schedules import gaussian_ramp
 
 
@@ -45,7 +49,9 @@ def labeled_loss(logits: Tensor, labels: Tensor, images: int) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class DS3LSettings:
-    """Defaults are the authors' for CIFAR-10 (train.py); on MNIST they train the classifier with plain SGD, lr 1e-3.
+    """Defaults are the authors' for CIFAR-10 (train.py). On MNIST they train the classifier with plain SGD, lr 1e-3, on
+    pixels in 0..255: there the step that is looked through is the step that is taken. On images in [0, 1] a rate of
+    1e-3 looks next to nowhere, and tells the weigher less; recipes/ds3l_mnist.py takes 0.1.
 
     learn_weights  False: every unlabeled image weighs the same, which is the Pi-model
     """
@@ -53,10 +59,10 @@ class DS3LSettings:
     labeled_batch: int = 50
     unlabeled_batch: int = 50
     consistency_weight: float = 10.0
-    ramp: float = 1.0        # share of the run in which the consistency weight rises
+    ramp: float = 1.0  # share of the run in which the consistency weight rises
     learn_weights: bool = True
     inner_lr: float = 0.001  # of the plain SGD step that is looked through
-    hidden: int = 100        # units of the weighing network
+    hidden: int = 100  # units of the weighing network
     weigher: Optimizer = field(
         default_factory=lambda: Optimizer(algorithm="adam", lr=6e-5)  # "to be tuned for different settings"
     )
@@ -110,37 +116,61 @@ class DS3L(Method):
     def moves(self, batch: Batch, progress: float) -> Iterator[tuple[Player, Tensor, Parts]]:
         s = self.settings
         coefficient = s.consistency_weight * gaussian_ramp(progress, s.ramp)
+        with _draws_to_come_again(batch.images.device):
+            supervised, losses, probs = self._passes(self.net, batch)
+            if s.learn_weights:
+                inner = supervised + coefficient * weighted_mean(losses, self.weigher(probs))
+                outer, direction = self.look_ahead(batch, inner)
         if s.learn_weights:
-            outer = self.outer_loss(batch, coefficient)
+            slope = coefficient * self.slope(batch, direction)
+            outer = outer - s.inner_lr * (slope - slope.detach())  # L_meta's value with its gradient
             yield self.weigher, outer, as_tensor_parts(outer=outer)
         # The classifier itself learns with the weights that the weigher gives after its step, and not through them.
-        supervised, losses, probs = self._passes(self.net, batch)
         with torch.no_grad():
-            weights = self._weights(probs)
+            weights = self.weigher(probs) if s.learn_weights else torch.ones_like(losses)
         unlabeled = weighted_mean(losses, weights)
         total = supervised + coefficient * unlabeled
         yield self.net, total, as_tensor_parts(supervised=supervised, unlabeled=unlabeled, trusted=weights.mean())
 
-    def outer_loss(self, batch: Batch, coefficient: float) -> Tensor:
-        """Cross-entropy on the labeled images after one SGD step on the weighted loss; () nats.
+    def look_ahead(self, batch: Batch, inner: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Take an SGD step on the inner loss with a copy of the network, and judge the copy by the labeled images.
 
-        The step keeps its graph, so the gradient reaches the weigher through the gradient of the inner loss (second
-        order). It is taken on a copy: neither parameters nor batch norm's running statistics of `net` change.
+        inner    ()  on this process's share of the images; its graph is kept
+        returns  ()  L_meta, cross-entropy of the labeled images after the step, nats; without graph
+                 name -> its gradient with respect to the stepped parameters, on all processes' images
         """
-        parameters: dict[str, Tensor] = {name: p for name, p in self.net.named_parameters() if p.requires_grad}
-        buffers = {name: buffer.clone() for name, buffer in self.net.named_buffers()}
-
-        def copy(images: Tensor, parameters: dict[str, Tensor] = parameters) -> Tensor:
-            return functional_call(self.net, parameters | buffers, images)
-
-        supervised, losses, probs = self._passes(copy, batch)
-        inner = supervised + coefficient * weighted_mean(losses, self._weights(probs))
-        gradients = torch.autograd.grad(inner, list(parameters.values()), create_graph=True, materialize_grads=True)
+        parameters = self._learning()
+        gradients = torch.autograd.grad(inner, list(parameters.values()), retain_graph=True, materialize_grads=True)
         stepped = {
-            name: parameter - self.settings.inner_lr * gradient
+            name: (parameter.detach() - self.settings.inner_lr * gradient).requires_grad_()
             for (name, parameter), gradient in zip(parameters.items(), _averaged(gradients), strict=True)
         }
-        return F.cross_entropy(copy(batch.images, stepped), batch.labels)
+        outer = F.cross_entropy(self._copy(stepped)(batch.images), batch.labels)
+        direction = torch.autograd.grad(outer, list(stepped.values()), materialize_grads=True)
+        return outer.detach(), dict(zip(stepped, _averaged(direction), strict=True))
+
+    def slope(self, batch: Batch, direction: dict[str, Tensor]) -> Tensor:
+        """How fast the weighted loss U = sum w l / sum w rises along `direction`; (), with a graph to the weigher only.
+
+        The parameters a of the weigher reach L_meta through theta' = theta - lr grad(L_labeled + coefficient U) alone:
+
+            dL_meta/da = grad L_meta(theta') . dtheta'/da = -lr coefficient d/da (direction . grad U),
+
+        where direction = grad L_meta(theta') stays fixed. Forward-mode differentiation along it brings, in one pass,
+        direction . grad of every image's loss and probabilities: exact, and the network is not differentiated twice.
+        """
+        parameters = self._learning()
+        with forward_ad.dual_level():
+            moving = {
+                name: forward_ad.make_dual(parameter.detach(), direction[name])
+                for name, parameter in parameters.items()
+            }
+            _, losses, probs = self._passes(self._copy(moving), batch)
+            weights = self.weigher(probs)
+            here, speed = forward_ad.unpack_dual(torch.stack([(weights * losses).mean(), weights.mean()]))
+        total, weight, total_speed, weight_speed = mean_over_processes(torch.cat([here, speed]))
+        weight = weight + (weight == 0)  # as in `weighted_mean`, whose derivative this is
+        return (total_speed - total / weight * weight_speed) / weight
 
     def _passes(self, net: Callable[[Tensor], Tensor], batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Two stochastic passes over all images -> (labeled loss (), consistency losses (M,), probabilities (M, C)).
@@ -149,19 +179,36 @@ class DS3L(Method):
         """
         n = len(batch.images)
         first = net(torch.cat([batch.images, batch.first]))
-        second = net(torch.cat([batch.images, batch.second]))
+        company = batch.images if self._has_batch_norm() else batch.images[:0]
+        second = net(torch.cat([company, batch.second]))[len(company) :]
         supervised = labeled_loss(first[:n], batch.labels, len(first))
-        return supervised, squared_consistency(second[n:], target=first[n:]), first[n:].softmax(dim=1)
+        return supervised, squared_consistency(second, target=first[n:]), first[n:].softmax(dim=1)
 
-    def _weights(self, probs: Tensor) -> Tensor:
-        return self.weigher(probs) if self.settings.learn_weights else probs.new_ones(len(probs))
+    def _has_batch_norm(self) -> bool:
+        return any(isinstance(module, _BatchNorm) for module in self.net.modules())
+
+    def _learning(self) -> dict[str, Tensor]:
+        return {name: parameter for name, parameter in self.net.named_parameters() if parameter.requires_grad}
+
+    def _copy(self, parameters: dict[str, Tensor]) -> Callable[[Tensor], Tensor]:
+        """The network with these parameters; batch norm's running statistics of `net` don't move."""
+        buffers = {name: buffer.clone() for name, buffer in self.net.named_buffers()}
+        return lambda images: functional_call(self.net, parameters | buffers, images)
 
     def predict(self, images: Tensor) -> Tensor:
         return self.net(images).softmax(dim=1)
 
 
+def _draws_to_come_again(device: torch.device) -> AbstractContextManager[None]:
+    """What is drawn inside (dropout) is drawn again afterwards, so that `slope` sees the very same passes."""
+    on_host = device.type in ("cpu", "meta")
+    return torch.random.fork_rng([] if on_host else [device], device_type="cuda" if on_host else device.type)
+
+
 def _averaged(gradients: tuple[Tensor, ...]) -> list[Tensor]:
     """Mean over processes, in one message; the inner step is everyone's."""
+    if process_count() == 1:
+        return list(gradients)
     flat = mean_over_processes(torch.cat([gradient.reshape(-1) for gradient in gradients]))
     return [
         piece.view_as(gradient)

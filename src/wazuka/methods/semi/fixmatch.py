@@ -8,6 +8,7 @@ ReMixMatch's do. Two settings trade exactness for speed, chiefly on a CPU, see b
 `frugal` backpropagates only through images that have a loss of their own, see parts/onlookers.py;
 `joint=False` guesses in a pass of its own, without gradient: batch norm then normalizes the two passes apart, and its
 running statistics are those of the pass that learns. With both, a strong view whose guess was rejected only looks on.
+The passes themselves, which FixMatch shares with its heirs, are in parts/passes.py.
 """
 
 from dataclasses import dataclass, field
@@ -22,8 +23,7 @@ from wazuka.contract import Batch, Method, Optimizer, Parts, Stream, as_tensor_p
 from wazuka.functional.guessing import align, confident_guess_loss, sharpened_guess_loss
 from wazuka.functional.schedules import cosine_7_16
 from wazuka.parts.averaged import AveragedWeights
-from wazuka.parts.batchnorm import frozen_statistics
-from wazuka.parts.onlookers import with_onlookers
+from wazuka.parts.passes import weak_to_strong
 from wazuka.parts.running import RecentMean, RunningMean
 
 
@@ -86,12 +86,10 @@ class FixMatch(Method):
 
     def loss(self, batch: Batch, progress: float) -> tuple[Tensor, Parts]:
         s = self.settings
-        if s.joint and s.guesser == "live":
-            labeled, weak, strong = self._all_together(batch)
-            guesses = self._guess(weak, batch.labels)
-        else:
-            guesses = self._guess(self._look(batch.weak), batch.labels)
-            labeled, strong, guesses = self._learners(batch, guesses)
+        labeled, strong, guesses, _ = weak_to_strong(
+            self.net, batch, lambda weak: self._judge(weak, batch.labels),
+            joint=s.joint, frugal=s.frugal, average=self.average if s.guesser == "average" else None,
+        )  # fmt: skip
         supervised = F.cross_entropy(labeled, batch.labels)  # Eq. 3
         if s.temperature == 0:
             unlabeled, used = confident_guess_loss(guesses, strong, s.threshold)  # Eq. 4
@@ -102,36 +100,10 @@ class FixMatch(Method):
             self._learn_augmentation(self.learned, batch)
         return total, as_tensor_parts(supervised=supervised, unlabeled=unlabeled, used=used)
 
-    @torch.no_grad()
-    def _look(self, weak: Tensor) -> Tensor:
-        """Logits of the weak views, from a pass of their own."""
-        if self.settings.guesser == "average":
-            return self.average(weak)
-        with frozen_statistics(self.net):
-            logits = self.net(weak)
-        torch.clear_autocast_cache()  # it holds weights that were cast without a gradient
-        return logits
-
-    def _all_together(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits of the labeled, weak and strong images, normalized together as one batch."""
-        learning, n = torch.cat([batch.images, batch.strong]), len(batch.images)
-        if self.settings.frugal:
-            logits, weak = with_onlookers(self.net, learning, batch.weak)
-        else:
-            logits, weak = self.net(torch.cat([learning, batch.weak])).split([len(learning), len(batch.weak)])
-        return logits[:n], weak, logits[n:]
-
-    def _learners(self, batch: Batch, guesses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits of the labeled and strong images, and the guesses in the same order as the latter."""
-        n = len(batch.images)
-        if not self.settings.frugal:
-            logits = self.net(torch.cat([batch.images, batch.strong]))
-            return logits[:n], logits[n:], guesses
-        used = guesses.amax(dim=1) >= self.settings.threshold
-        order = used.to(torch.int8).argsort(descending=True, stable=True)
-        learners, onlookers = batch.strong[order].tensor_split([int(used.sum())])  # the one wait for the device
-        logits, rejected = with_onlookers(self.net, torch.cat([batch.images, learners]), onlookers)
-        return logits[:n], torch.cat([logits[n:], rejected]), guesses[order]
+    def _judge(self, weak: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The guesses, and which of them the loss will use."""
+        guesses = self._guess(weak, labels)
+        return guesses, guesses.amax(dim=1) >= self.settings.threshold
 
     @torch.no_grad()
     def _guess(self, weak: Tensor, labels: Tensor) -> Tensor:
