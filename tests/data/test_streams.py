@@ -1,7 +1,12 @@
+from typing import Any
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from wazuka.contract import Stream
+from wazuka.augment import AffineStrong, Chain, ColorJitter, Noise, RandAugment, RandomResizedCrop, Weak
+from wazuka.augment.ctaugment import CTAugment
+from wazuka.contract import Episodes, Stream
 from wazuka.data.streams import Batches, Pool
 from wazuka.errors import UserError
 
@@ -84,3 +89,71 @@ def test_what_is_missing_is_named() -> None:
         Pool(torch.zeros(2, 1, 2, 2), torch.zeros(2))
     with pytest.raises(ValueError, match="one label each"):
         Pool(torch.zeros(2, 1, 2, 2, dtype=torch.uint8), torch.zeros(3))
+
+
+class Copies(TorchDispatchMode):
+    """Whether each copy from the CPU to another device was asked not to wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patient: list[bool] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs, given = kwargs or {}, args[0] if args else None
+        if function is torch.ops.aten._to_copy.default and given.device.type == "cpu":
+            if kwargs.get("device", given.device) != given.device:
+                self.patient.append(kwargs.get("non_blocking", False))
+        elif isinstance(given, torch.Tensor) and given.device.type != "cpu":
+            indices = args[1] if function is torch.ops.aten.index.Tensor else []
+            assert all(i is None or i.device == given.device for i in indices), "an index on the CPU is waited for"
+        return function(*args, **kwargs)
+
+
+POLICIES = {
+    "weak": Weak(flip=True),
+    "subpixel": Weak(subpixel=True),
+    "fixmatch": Chain((Weak(), RandAugment())),
+    "usb": RandAugment.usb(),
+    "affine": AffineStrong(),
+    "crop": Chain((RandomResizedCrop(), ColorJitter(blur=0.5))),
+    "noise": Noise(),
+    "learned": CTAugment().strong,
+    "probe": CTAugment().probe,
+}
+
+
+def test_no_batch_waits_for_the_device() -> None:
+    # on the meta device nothing can be read back, so whatever would wait for a number fails
+    images = torch.zeros(40, 3, 16, 16, dtype=torch.uint8, device="meta")
+    shown = Pool(images, torch.zeros(40, dtype=torch.int64, device="meta"))
+    stream = Stream(pool="x", batch=20, views={name: name for name in POLICIES}, labels="labels", index="index")
+    make = Batches((stream,), {"x": shown}, POLICIES, seed=0)
+    with Copies() as copies:
+        batch = make(0)
+    assert len(copies.patient) > len(POLICIES)
+    assert all(copies.patient)
+    assert batch.probe.is_contiguous(memory_format=torch.channels_last)
+
+    known = Pool(images, torch.arange(40) % 4)  # classes are found on the CPU
+    make = Batches((Episodes(pool="x", way=3, shot=1, query=2),), {"x": known}, {"plain": plain}, seed=0)
+    with Copies() as copies:
+        make(0)
+    assert copies.patient == [True]
+
+
+def test_the_networks_precision_does_not_round_gray_levels() -> None:
+    stream = Stream(pool="x", batch=8, views={"crop": "crop"})
+    images = torch.randint(0, 256, (8, 3, 16, 16), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    make = Batches((stream,), {"x": Pool(images, torch.zeros(8))}, POLICIES, seed=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        asked_while_training = make(0).crop
+    assert torch.equal(asked_while_training, make(0).crop)
+
+
+def test_labels_may_lie_elsewhere_than_images() -> None:
+    stream = Stream(pool="x", batch=4, views={"image": "plain"}, labels="labels", index="index")
+    far = Pool(torch.zeros(10, 1, 2, 2, dtype=torch.uint8, device="meta"), torch.arange(10))
+    batch = Batches((stream,), {"x": far}, {"plain": plain}, seed=0)(2)
+    assert batch.labels.device.type == "cpu"
+    assert batch.index.device.type == "meta"
+    assert len(batch.labels.unique()) == 4

@@ -21,6 +21,7 @@ from wazuka.augment.geometry import around_center, slant, translation
 from wazuka.augment.operations import IDENTITY, Blend, Change, Map, Operation, OperationTable
 from wazuka.augment.policy import draw
 from wazuka.functional.processes import process_count
+from wazuka.functional.sending import to_device
 
 BINS: dict[str, tuple[int, ...]] = {  # one number for each parameter
     "autocontrast": (17,), "blur": (17,), "brightness": (17,), "color": (17,), "contrast": (17,), "cutout": (17,),
@@ -117,7 +118,7 @@ class CTAugment(nn.Module):
         """Strong views whose strengths come from the bins that are in use."""
         choice, within, which_bin, where = self._draw(len(images), generator)
         device = images.device
-        bins, used = self.bins.to(device), self.probabilities().to(device)
+        bins, used = to_device(self.bins, device), to_device(self.probabilities(), device)
         if self.strict == "remixmatch":  # a segment between neighboring bins, with the sum of their weights
             used = used[..., :-1] + used[..., 1:]
             used = used.where(torch.arange(_MOST_BINS - 1, device=device) < bins[..., None] - 1, 0)
@@ -125,13 +126,13 @@ class CTAugment(nn.Module):
         cumulative = used.cumsum(dim=2)
         cumulative = cumulative / cumulative[..., -1:]
         numbers = torch.cat([choice[..., None].to(torch.float64), within, which_bin], dim=2)
-        numbers = numbers.to(device, non_blocking=True)
+        numbers = to_device(numbers, device)
         operation, within, which_bin = numbers[..., 0].to(torch.int64), numbers[..., 1:3], numbers[..., 3:5]
         chosen = (which_bin[..., None] >= cumulative[operation]).sum(dim=3)  # an unused bin has no width: never chosen
         levels = (chosen + within) / bins[operation].clamp(min=1)
         images = self._changed(images, choice, levels, where)
         if self.cutout:
-            across, down = draw(generator, 2, len(images)).to(device, non_blocking=True)
+            across, down = to_device(draw(generator, 2, len(images)), device)
             images = _cutout(images, torch.ones_like(across), across, across, down)
         return images
 
@@ -142,7 +143,7 @@ class CTAugment(nn.Module):
         returns  images; and (N, depth, 3) float64: the operation's number and its two levels in [0, 1)
         """
         choice, levels, _, where = self._draw(len(images), generator)
-        record = torch.cat([choice[..., None].to(levels.dtype), levels], dim=2).to(images.device, non_blocking=True)
+        record = to_device(torch.cat([choice[..., None].to(levels.dtype), levels], dim=2), images.device)
         return self._changed(images, choice, record[..., 1:], where), record
 
     @torch.no_grad()
@@ -187,7 +188,7 @@ class CTAugment(nn.Module):
         return choice, within, which_bin, where
 
     def _changed(self, images: Tensor, choice: Tensor, levels: Tensor, where: Tensor) -> Tensor:
-        parameters = torch.cat([levels, where.to(images.device, non_blocking=True)], dim=2)  # (N, depth, 4)
+        parameters = torch.cat([levels, to_device(where, images.device)], dim=2)  # (N, depth, 4)
         return _table(self.strict).apply(images, choice.mT, parameters.permute(1, 2, 0))
 
 

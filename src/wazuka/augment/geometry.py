@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wazuka.functional.sending import to_device
+
 Size = tuple[int, int]  # height, width
 Resample = Literal["nearest", "bilinear"]
 FILTERS = ("lanczos", "bicubic", "bilinear", "box", "hamming", "nearest")  # in CTAugment's order
@@ -44,7 +46,7 @@ def reflected_shift(images: Tensor, down: Tensor, right: Tensor, flipped: Tensor
 def affine(images: Tensor, maps: Tensor, resample: Resample = "nearest", fill: int = 0) -> Tensor:
     """Send every output pixel through its image's map and take the input there.
 
-    maps      (N, 6) float, output to input (see the top of the file)
+    maps      (N, 6) float, output to input (see the top of the file), on the images' device or the CPU
     resample  "nearest" equals Pillow's exactly; "bilinear" to within one gray level
     fill      gray level, in 0..255, where the map leaves the image
     """
@@ -198,6 +200,7 @@ def _affine_nearest(images: Tensor, maps: Tensor, fill: int) -> Tensor:
     maps[:, :, 2] += maps[:, :, :2].sum(dim=2) * 0.5
     fixed = maps.mul_(65536).add_(0.5).floor_().to(torch.int32)
     fixed[:, :, 2] += 65536  # one pixel on, into a frame of `fill` that answers for everything outside the image
+    fixed = to_device(fixed, images.device)
     across, down, start = fixed[..., None, None].unbind(dim=2)                                # (N, 2, 1, 1) each
     x = torch.arange(width, dtype=torch.int32, device=images.device)
     y = torch.arange(height, dtype=torch.int32, device=images.device)[:, None]
@@ -209,9 +212,10 @@ def _affine_nearest(images: Tensor, maps: Tensor, fill: int) -> Tensor:
 def _affine_bilinear(images: Tensor, maps: Tensor, fill: int) -> Tensor:
     height, width = images.shape[2:]
     # straight to grid_sample's coordinates, in which the image spans -1..1
-    side = torch.tensor([width, height], dtype=maps.dtype).to(maps.device, non_blocking=True)
+    side = to_device(torch.tensor([width, height], dtype=maps.dtype), maps.device)
     maps = maps.view(-1, 1, 1, 2, 3) * 2 / side[:, None]
-    across, down, start = maps.to(torch.float32).unbind(dim=4)                                # (N, 1, 1, 2) each
+    maps = to_device(maps.to(torch.float32), images.device)
+    across, down, start = maps.unbind(dim=4)                                                  # (N, 1, 1, 2) each
     x = torch.arange(width, dtype=torch.float32, device=images.device)[:, None] + 0.5
     y = torch.arange(height, dtype=torch.float32, device=images.device)[:, None, None] + 0.5
     grid = (start - 1 + down * y) + across * x                                                # (N, H, W, 2)

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from wazuka.functional.sending import to_device
+
 
 def mixing_weights(count: int, alpha: float, generator: Generator, keep_first: bool = False) -> Tensor:
     """(count,) float32 weights of the first image, from Beta(alpha, alpha), on the CPU; count 1 for one per batch.
@@ -30,7 +32,7 @@ def mixup(images: Tensor, targets: Tensor, partners: Tensor, weights: Tensor) ->
     partners  (N,) int64 rows
     weights   (N,) in [0, 1], or (1,) for one weight per batch
     """
-    w = weights.to(images.device, images.dtype, non_blocking=True)
+    w = to_device(weights.to(images.dtype), images.device)
     mixed = torch.lerp(images[partners], images, w.view(-1, 1, 1, 1))
     return mixed, torch.lerp(targets[partners], targets, w.to(targets.dtype).view(-1, 1))
 
@@ -45,7 +47,7 @@ def cutmix(images: Tensor, targets: Tensor, partners: Tensor, boxes: Tensor) -> 
               the image
     """
     height, width = images.shape[2:]
-    boxes = boxes.to(images.device, non_blocking=True)
+    boxes = to_device(boxes, images.device)
     left, top, right, bottom = boxes[:, :, None].unbind(dim=1)
     rows, columns = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
     pasted_rows, pasted_columns = (rows >= top) & (rows < bottom), (columns >= left) & (columns < right)

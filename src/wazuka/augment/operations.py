@@ -2,6 +2,8 @@
 
 Images that share an operation go through it together, and operations of one kind share their work: all affine maps
 are one gather, all blends one multiplication. An operation gets the images' parameters as columns, each (n,).
+Parameters that come on the CPU become maps and factors there: a GPU would spend more time on starting that handful of
+numbers' arithmetic than on the pixels.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,18 +14,21 @@ from torch import Tensor
 
 from wazuka.augment.color import blend
 from wazuka.augment.geometry import affine, size_of
+from wazuka.functional.sending import to_device
 
 
 @dataclass(frozen=True)
 class Change:
-    """An operation of its own kind. change: images, *columns -> images."""
+    """An operation of its own kind. change: images, *columns on their device -> images."""
 
     change: Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
 class Blend:
-    """An operation that is `color.blend`. ends: images, *columns -> (first, second, factor), which broadcast."""
+    """An operation that is `color.blend`. ends: images, *columns -> (first, second, factor), which broadcast; the
+    factor may stay where the columns are.
+    """
 
     ends: Callable[..., tuple[Tensor, Tensor, Tensor]]
 
@@ -68,23 +73,28 @@ class OperationTable:
         backs = orders.argsort(dim=1)
         # each turn's images come straight from where the turn before left them
         moves = torch.cat([orders[:1], backs[:-1].gather(1, orders[1:]), backs[-1:], orders])
-        moves = moves.to(images.device, non_blocking=True)
-        columns = parameters.to(images.device, non_blocking=True)
+        moves = to_device(moves, images.device)
         turns = len(choices)
+        order = moves[-turns:] if parameters.device == moves.device else orders
+        given = parameters.gather(2, order[:, None].expand_as(parameters))
+        columns = to_device(given, images.device)
         for turn in range(turns):
             counts = places[turn].bincount(minlength=len(self)).tolist()
-            own = columns[turn].index_select(1, moves[turns + 1 + turn]).split_with_sizes(counts, dim=1)
-            images = self._turn(images.index_select(0, moves[turn]).split_with_sizes(counts), own)
+            own = [place.split_with_sizes(counts, dim=1) for place in (columns[turn], given[turn])]
+            images = self._turn(images.index_select(0, moves[turn]).split_with_sizes(counts), *own)
         return images.index_select(0, moves[turns])
 
-    def _turn(self, images: Sequence[Tensor], columns: Sequence[Tensor]) -> Tensor:
-        """One group of images and its (P, n) parameters for each operation, in their own order -> all images."""
+    def _turn(self, images: Sequence[Tensor], columns: Sequence[Tensor], given: Sequence[Tensor]) -> Tensor:
+        """One group of images and its (P, n) parameters for each operation, in their own order -> all images.
+
+        columns, given  the same numbers on the images' device, and where the caller had them
+        """
         changed, ends, maps, mapped = [], [], [], []
-        for operation, group, own in zip(self._operations, images, columns, strict=True):
+        for operation, group, near, own in zip(self._operations, images, columns, given, strict=True):
             if len(group) == 0:
                 continue
             if isinstance(operation, Change):
-                changed.append(operation.change(group, *own))
+                changed.append(operation.change(group, *near))
             elif isinstance(operation, Blend):
                 first, second, factor = operation.ends(group, *own)
                 ends.append((first.expand(group.shape), second.expand(group.shape), factor))
@@ -92,7 +102,8 @@ class OperationTable:
                 maps.append(operation.maps(size_of(group), *own))
                 mapped.append(group)
         if ends:
-            changed.append(blend(*(torch.cat(parts) for parts in zip(*ends, strict=True))))
+            first, second, factor = (torch.cat(parts) for parts in zip(*ends, strict=True))
+            changed.append(blend(first, second, to_device(factor, first.device)))
         if maps:
             changed.append(affine(torch.cat(mapped), torch.cat(maps), fill=self.fill))
         return torch.cat(changed)

@@ -18,6 +18,7 @@ from torch import Generator, Tensor
 
 from wazuka.augment import color, filters, geometry
 from wazuka.augment.operations import IDENTITY, Change, OperationTable
+from wazuka.functional.sending import to_device
 
 Policy = Callable[[Tensor, Generator], Tensor]
 
@@ -75,11 +76,10 @@ class Weak:
         if self.subpixel:
             down, right = (numbers[1:] * 2 - 1) * self.shift * sides
             maps = _mirrored_maps(geometry.around_center((height, width), right=right, down=down), flipped, width)
-            maps = maps.to(images.device, non_blocking=True)
             return geometry.affine(images, maps, "bilinear", self.fill)
         reach = (sides * self.shift).round()
         down, right = ((numbers[1:] * (2 * reach + 1)).floor() - reach).to(torch.int64)
-        down, right, mirror = torch.stack([down, right, flipped.to(torch.int64)]).to(images.device, non_blocking=True)
+        down, right, mirror = to_device(torch.stack([down, right, flipped.to(torch.int64)]), images.device)
         return geometry.reflected_shift(images, down, right, mirror.bool() if self.flip else None)
 
 
@@ -127,7 +127,7 @@ class AffineStrong:
             down=(down * 2 - 1) * self.translation * height,
         )
         numbers = torch.stack([*maps.unbind(1), 1 + (harder * 2 - 1) * self.contrast, x, y], dim=1)
-        numbers = numbers.to(images.device, non_blocking=True)
+        numbers = to_device(numbers, images.device)
         images = geometry.affine(images, numbers[:, :6], "bilinear", self.fill)
         images = color.contrast(images, numbers[:, 6])
         return random_cutout(images, numbers[:, 7:9], self.cutout)
@@ -184,7 +184,7 @@ class RandomResizedCrop:
         high = torch.where(found, high.gather(1, first)[:, 0], fallback_high)
         left = torch.where(found, (across * (width - wide + 1)).floor(), ((width - wide) / 2).floor())
         top = torch.where(found, (down * (height - high + 1)).floor(), ((height - high) / 2).floor())
-        boxes = torch.stack([left, top, left + wide, top + high, mirror], dim=1).to(images.device, non_blocking=True)
+        boxes = to_device(torch.stack([left, top, left + wide, top + high, mirror], dim=1), images.device)
         cropped = geometry.resized_crop(images, boxes[:, :4], self.method)
         return geometry.flip(cropped, boxes[:, 4] < 0.5) if self.flip else cropped
 
@@ -256,7 +256,7 @@ class Noise:
         _require(self.std >= 0, f"std must not be negative, got {self.std}")
 
     def __call__(self, images: Tensor, generator: Generator) -> Tensor:
-        noise = torch.randn(images.shape, generator=generator).to(images.device, non_blocking=True)
+        noise = to_device(torch.randn(images.shape, generator=generator), images.device)
         return filters.add_noise(images, torch.full((len(images),), self.std, device=images.device), noise)
 
 

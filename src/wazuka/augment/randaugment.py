@@ -25,6 +25,7 @@ from wazuka.augment import color, filters, geometry
 from wazuka.augment.geometry import around_center, slant, translation
 from wazuka.augment.operations import IDENTITY, Blend, Change, Map, Operation, OperationTable
 from wazuka.augment.policy import draw, random_cutout
+from wazuka.functional.sending import to_device
 
 
 def _pixels(level: Tensor, side: int) -> Tensor:
@@ -119,8 +120,8 @@ class RandAugment:
         images = table.apply(images, choices, torch.stack([level, torch.where(sign < 0.5, -1.0, 1.0)], dim=1))
         center, share = draw(generator, n, 2), draw(generator, n)
         if self.form == "fixmatch":
-            return random_cutout(images, center.to(images.device, non_blocking=True), self.cutout)
-        boxes = _usb_boxes(images, center, share * self.cutout).to(images.device, non_blocking=True)
+            return random_cutout(images, to_device(center, images.device), self.cutout)
+        boxes = to_device(_usb_boxes(images, center, share * self.cutout), images.device)
         return geometry.cutout(images, boxes)
 
 

@@ -5,6 +5,7 @@ was killed needs only the number of its last step to go on with the very same im
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from wazuka.contract import Batch, Episodes, Stream
 from wazuka.errors import UserError
 from wazuka.functional.seeds import generator_from
+from wazuka.functional.sending import to_device
 
 Policy = Callable[[Tensor, torch.Generator], "Tensor | tuple[Tensor, Tensor]"]
 
@@ -33,6 +35,11 @@ class Pool:
             raise ValueError(f"a pool's images must be uint8 (N, C, H, W), got {self.images.dtype} {self.images.shape}")
         if len(self.images) == 0 or len(self.images) != len(self.labels):
             raise ValueError(f"a pool needs images and one label each, got {len(self.images)} and {len(self.labels)}")
+
+
+def _full_precision(device: str) -> AbstractContextManager:
+    """The loop asks for batches where a network may compute in bfloat16, which would round gray levels."""
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 class Batches:
@@ -76,25 +83,28 @@ class Batches:
             pool = self.pools[stream.pool]
             if isinstance(stream, Episodes):
                 generator = generator_from(self.seed, self.rank, step, number)
-                rows = self._episode(stream, generator)
-                images = self._view(stream.policy, pool.images[rows], generator)[0]
+                rows = to_device(self._episode(stream, generator), pool.images.device)
+                images = self._view(stream.policy, pool.images.index_select(0, rows), generator)[0]
                 batch.support, batch.query = images.split([stream.way * stream.shot, stream.way * stream.query])
                 continue
-            rows = self._rows(stream, step)
-            images = pool.images[rows.to(pool.images.device)]
+            chosen = self._rows(stream, step)
+            rows = to_device(chosen, pool.images.device)
+            images = pool.images.index_select(0, rows)
             for place, (name, policy) in enumerate(stream.views.items()):
                 view, draw = self._view(policy, images, generator_from(self.seed, self.rank, step, number, place))
                 setattr(batch, name, view)
                 if draw is not None:
                     setattr(batch, f"{name}_draw", draw)
             if stream.labels is not None:
-                setattr(batch, stream.labels, pool.labels[rows.to(pool.labels.device)])
+                own = rows if pool.labels.device == rows.device else to_device(chosen, pool.labels.device)
+                setattr(batch, stream.labels, pool.labels.index_select(0, own))
             if stream.index is not None:
-                setattr(batch, stream.index, rows.to(pool.images.device))
+                setattr(batch, stream.index, rows)
         return batch
 
     def _view(self, policy: str, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        made = self.policies[policy](images, generator)
+        with _full_precision(images.device.type):
+            made = self.policies[policy](images, generator)
         images, draw = made if isinstance(made, tuple) else (made, None)
         view = images.to(self.dtype).div_(255)
         return view.contiguous(memory_format=torch.channels_last), draw
