@@ -161,12 +161,16 @@ def test_digits_from_end_to_end(tmp_path, monkeypatch, capsys):
     assert all(facts[name] for name in ("wazuka", "torch", "python", "device", "threads", "fingerprint", "protocol"))
 
     curves = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in curves] == list(range(1, 13))
+    assert [(row["stage"], row["step"]) for row in curves] == [
+        (stage, step) for stage in ("final", "floor-final") for step in range(1, 13)
+    ]
     with safe_open(run / "model.safetensors", framework="numpy") as weights:
         assert len(list(weights.keys())) > 10
 
     assert "Learned 10 classes from 40 labels and 1,257 images without" in out
     assert f"Accuracy {100 * metrics['test_accuracy']:.1f} % (95 % interval" in out
+    told = metrics["unlabeled"]
+    assert f"{told['correct']} of 500 were named right, on the labels alone {told['floor_correct']} (" in out
     assert "Report: RUN/report.html" in out
     assert "Use it: wazuka predict RUN PHOTOS" in out
     page = (run / "report.html").read_text(encoding="utf-8")

@@ -80,7 +80,7 @@ def test_a_run_killed_before_its_first_checkpoint_writes_its_curve_once(tmp_path
         wazuka.fit(data, steps=5, out=folder, watch=Watch(killed, save_seconds=1e9), **QUICK)
     assert len(Run(folder).metrics()) == 3
     wazuka.fit(data, steps=5, out=folder, resume=True, **QUICK)
-    assert [row["step"] for row in Run(folder).metrics()] == [1, 2, 3, 4, 5]
+    assert [row["step"] for row in Run(folder).metrics() if row["stage"] == "final"] == [1, 2, 3, 4, 5]
 
 
 def test_what_a_kill_left_half_written_does_not_stop_the_resumed_run(tmp_path):

@@ -70,3 +70,10 @@ def test_a_plan_is_described_in_plain_words_that_tell_plans_apart():
     assert plan_for(8, 8, 1).describe() == plan_for(8, 8, 1).describe()
     assert plan_for(8, 8, 1).describe() != plan_for(8, 8, 1, flip=True).describe()
     assert "0x" not in json.dumps(described)  # an address would change with every start
+
+
+def test_what_is_planned_for_one_method_reaches_no_other():
+    plan = plan_for(28, 28, 1)
+    assert plan.settings_for("fixmatch")["threshold"] == 0.0
+    assert "threshold" not in plan.settings_for("flexmatch")
+    assert plan.settings_for("flexmatch")["labeled_batch"] == plan.settings_for("fixmatch")["labeled_batch"] == 16

@@ -102,7 +102,8 @@ def assert_same(run: Path, other: Path) -> None:
     clockless = []
     for folder in (run, other):
         metrics = json.loads((folder / "metrics.json").read_text())
-        clockless.append(metrics | {"seconds": 0, "images_per_second": 0})
+        others = [row | {"seconds": 0} for row in metrics["baselines"]]
+        clockless.append(metrics | {"seconds": 0, "images_per_second": 0, "baselines": others})
         assert json.loads((folder / "run.json").read_text())["state"] == "done"
         assert {path.name for path in folder.iterdir()} <= set(FILES)
         assert "</html>" in (folder / "report.html").read_text(encoding="utf-8")
@@ -170,7 +171,8 @@ def test_killed_between_any_two_files_it_can_be_resumed(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", replace)
         whole = wazuka.fit(data, out=tmp_path / "whole", watch=Watch(save_seconds=0), **brief).folder
-    assert set(written) == {*FILES, "final.safetensors", "fold-0.safetensors", "fold-1.safetensors"}
+    trainings = [f"{prefix}{name}" for prefix in ("", "floor-") for name in ("final", "fold-0", "fold-1")]
+    assert set(written) == {*FILES, *(f"{name}.safetensors" for name in trainings)}
     assert written[-1] == "run.json"
     for number, name in enumerate(written, start=1):
         arguments = {"source": data, "out": tmp_path / f"run-{number}", **brief}
@@ -280,8 +282,10 @@ def test_a_torn_line_of_the_curves_is_written_again(ours):
     with open("run/metrics.jsonl", "ab") as file:
         file.write(b'{"stage": "final", "step": 3, "lo\xff\xfe')
     main(resume_words())
-    found = [(row["stage"], row["step"]) for row in rows(Path("run"))]
-    assert found == [("final", n) for n in range(1, 7)] + [(f"fold-{k}", n) for k in (0, 1) for n in (1, 2, 3)]
+    found = {(row["stage"], row["step"]) for row in rows(Path("run"))}
+    stages = {"final": 6, "fold-0": 3, "fold-1": 3, "floor-final": 6, "floor-fold-0": 3, "floor-fold-1": 3}
+    assert found == {(stage, step) for stage, steps in stages.items() for step in range(1, steps + 1)}
+    assert len(rows(Path("run"))) == len(found)
 
 
 @pytest.mark.parametrize(
@@ -390,7 +394,7 @@ def test_nothing_to_resume_is_told_before_anything_is_read(tmp_path, monkeypatch
 
 def test_a_run_by_the_clock_keeps_its_number_of_steps(tmp_path, monkeypatch):
     """The clock decides once, at the start: the resumed run measures nothing anew."""
-    monkeypatch.setattr(Learner, "seconds_per_step", lambda self: 10.0)  # of 54 s, so 5 steps
+    monkeypatch.setattr(Learner, "seconds_per_step", lambda self: 8.0)  # of 54 s, less what the floor takes, so 5 steps
     data = str(striped_file(tmp_path, train=24, test=4, per_class=2))
     with pytest.raises(Interrupted) as interrupted:
         wazuka.fit(data, minutes=1, out=tmp_path / "run", watch=Watch(stop=lambda: True), **QUICK)
@@ -409,7 +413,7 @@ def test_resuming_does_not_ask_for_the_labels_again(tmp_path):
     with pytest.raises(Interrupted):
         wazuka.fit(str(tmp_path / "data.npz"), watch=Watch(stop=lambda: True), **brief)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("wazuka.app.job.make_draw", lambda *given, **options: pytest.fail("drawn again"))
+        patch.setattr("wazuka.app.prepared.make_draw", lambda *given, **options: pytest.fail("drawn again"))
         wazuka.fit(str(tmp_path / "data.npz"), resume=True, **brief)
     with pytest.raises(UserError, match="is finished"):
         wazuka.fit(str(tmp_path / "data.npz"), resume=True, **brief)

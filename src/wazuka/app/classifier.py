@@ -104,7 +104,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         layout = layout_of(X, self.image_shape)
         images = layout.pack(X).with_labels(codes, [str(name) for name in classes])
         plan = layout.plan(self.flip)
-        settings = planned_settings(item, plan.settings, self.settings or {})
+        settings = planned_settings(item, plan.settings_for(item.name), self.settings or {})
         fabric = launch(self.device)
         # training seeds torch's own generators, which are the caller's: they are given back as they were
         with _untouched_generators(fabric.device), showing_progress() if self.verbose else nullcontext() as console:
@@ -116,7 +116,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
                 steps = max(1, int(self.minutes * 60 / learner.seconds_per_step()))
             learner.learn(steps, watch=Watch(console.step) if console is not None else None)
         self.classes_, self.layout_, self.plan_, self.method_ = classes, layout, plan, learner.method
-        self.steps_ = steps
+        self.steps_, self.n_labeled_, self.n_unlabeled_ = steps, images.n_labeled, len(images) - images.n_labeled
         return self
 
     def predict_proba(self, X: Any) -> np.ndarray:
@@ -156,7 +156,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
             "format": FORMAT, "state": "done", "wazuka": wazuka.__version__, "torch": torch.__version__,
             "method": self.method, "choices": {"settings": settings}, "plan": self.plan_.describe(),
             "classes": [str(name) for name in self.classes_], "size": [height, width], "channels": channels,
-            "fit": "crop", "steps": self.steps_,
+            "fit": "crop", "steps": self.steps_, "n_labeled": self.n_labeled_, "n_unlabeled": self.n_unlabeled_,
         }  # fmt: skip
         run.write("run.json", facts)
         return run.folder

@@ -47,6 +47,7 @@ def fit(
     fit: Annotated[Literal["crop", "pad", "squash"], Parameter(group=data_group)] = "crop",
     flip: Annotated[bool | None, Parameter(group=data_group)] = None,
     method: Annotated[str, Parameter(group=training_group)] = "fixmatch",
+    teacher: Annotated[str | None, Parameter(group=training_group)] = None,
     set_: Annotated[tuple[str, ...], Parameter(name="--set", group=training_group, negative="")] = (),
     steps: Annotated[int | None, Parameter(group=training_group)] = None,
     minutes: Annotated[float | None, Parameter(group=training_group)] = None,
@@ -83,6 +84,8 @@ def fit(
         Whether a mirrored image still is of its class. Default: yes for color photos, no for gray images.
     method
         How to learn; `wazuka methods` lists them.
+    teacher
+        The folder of a finished run on the same classes, from which --method distillation learns.
     set_
         Change a setting of the method, e.g. --set threshold=0.9; `wazuka methods NAME` lists them.
     steps
@@ -104,15 +107,17 @@ def fit(
     """
     import wazuka.app.job as job
     from wazuka.app.console import clock, share, showing_progress, span
+    from wazuka.app.floor import sentence
     from wazuka.app.learn import Watch, stopping_on_signals
 
     if resume and out is None:
         raise UserError("--resume needs --out with the folder of the run to go on with.")
     with showing_progress() as console, stopping_on_signals() as stop:
         model = job.fit(
-            photos, labels, labels_per_class=labels_per_class, seed=seed, method=method, settings=_settings(set_),
-            steps=steps, minutes=minutes, size=size, fit=fit, flip=flip, folds=folds, floor=floor, precision=precision,
-            out=out, resume=resume, watch=Watch(console.step, stop), opening=console.opening,
+            photos, labels, labels_per_class=labels_per_class, seed=seed, method=method, teacher=teacher,
+            settings=_settings(set_), steps=steps, minutes=minutes, size=size, fit=fit, flip=flip, folds=folds,
+            floor=floor, precision=precision, out=out, resume=resume, watch=Watch(console.step, stop),
+            opening=console.opening,
         )  # fmt: skip
     if os.environ.get("RANK", "0") != "0":  # under torchrun one process speaks for all
         return
@@ -124,6 +129,8 @@ def fit(
     else:
         print(f"Accuracy {share(metrics['test_accuracy'])} (95 % interval {span(*metrics['test_accuracy_interval'])}), "
               f"measured {metrics['protocol']}.")  # fmt: skip
+    if "unlabeled" in metrics:
+        print(sentence(metrics["unlabeled"], metrics["n_unlabeled"]))
     skipped = _count_skipped(folder)
     if skipped:
         print(f"{skipped} files could not be read; the report names them.")

@@ -3,7 +3,7 @@
 import json
 import math
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,18 @@ from wazuka.training.processes import launch
 
 
 def compare(
-    source: str, methods: Sequence[str], labels: int, seeds: int, steps: int | None, out: Path | None
+    source: str,
+    methods: Sequence[str],
+    labels: int,
+    seeds: int,
+    steps: int | None,
+    out: Path | None,
+    called: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Train every method on every seed, print the table, write results.json and accuracy.svg; returns the results.
 
     A method's name may carry settings: "fixmatch:alignment=true" or "supervised:view=weak". What a former call with
-    the same arguments finished is taken from results.json.
+    the same arguments finished is taken from results.json. `called`: other names for the table and the plot.
     """
     if not methods:
         raise UserError("--methods needs at least one name; `wazuka methods` lists them.")
@@ -59,7 +65,7 @@ def compare(
                     raise Interrupted(_command(source, methods, labels, seeds, steps, folder)) from None
                 results["runs"].append(row)
                 write_atomic(folder / "results.json", json.dumps(results, indent=1))
-    return _report(results, list(wanted), seeds, folder)
+    return _report(results, list(wanted), seeds, folder, called or {})
 
 
 def _one(
@@ -83,7 +89,9 @@ def _named(console: Console, name: str) -> Callable[[str, int, int], None]:
     return lambda stage, done, total: console.step(name, done, total)
 
 
-def _report(results: dict[str, Any], methods: list[str], seeds: int, folder: Path) -> dict[str, Any]:
+def _report(
+    results: dict[str, Any], methods: list[str], seeds: int, folder: Path, called: Mapping[str, str]
+) -> dict[str, Any]:
     summaries: dict[str, Summary] = {}
     rows = []
     for name in methods:
@@ -100,16 +108,16 @@ def _report(results: dict[str, Any], methods: list[str], seeds: int, folder: Pat
             against = f"{100 * difference.value:+.1f} ({100 * difference.low:+.1f} to {100 * difference.high:+.1f})"
         seconds = sum(run["seconds"] for run in runs) / len(runs)
         rows.append(
-            [name, share(summary.median), share(summary.mean.value), span(interval.low, interval.high),
+            [called.get(name, name), share(summary.median), share(summary.mean.value), span(interval.low, interval.high),
              share(summary.worst), against, clock(seconds)]
         )  # fmt: skip
     n = results["runs"][0]["n"]
     title = f"{results['data']}, {results['labels']} labels, {seeds} seeds, {n:,} test images"
-    columns = ["method", "median", "mean", "95 % interval", "worst", f"minus {methods[0]}, points", "each"]
+    columns = ["method", "median", "mean", "95 % interval", "worst", f"minus {called.get(methods[0], methods[0])}, points", "each"]
     table(title, columns, rows)
     results["summary"] = {name: summary.to_dict() for name, summary in summaries.items()}
     write_atomic(folder / "results.json", json.dumps(results, indent=1))
-    write_atomic(folder / "accuracy.svg", _plot(title, summaries))
+    write_atomic(folder / "accuracy.svg", _plot(title, {called.get(name, name): summary for name, summary in summaries.items()}))
     print(f"\nPlot: {folder / 'accuracy.svg'}\nNumbers: {folder / 'results.json'}")
     return results
 

@@ -13,6 +13,7 @@ from wazuka.app.learn import Learner, Watch
 from wazuka.app.plan import Plan, plan_for
 from wazuka.app.prepared import Prepared, parts_of
 from wazuka.app.runs import Run
+from wazuka.contract import Method
 from wazuka.data import ImageSet, folds
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class Contender:
     flip    whether a mirrored image still is of its class; None: the plan decides
     parts   of the cross-validation where there are no test images; 0: none
     prefix  of the names of its trainings
+    teacher a trained method, for those that learn from one
     """
 
     item: Entry
@@ -38,6 +40,7 @@ class Contender:
     fabric: "Fabric"
     precision: torch.dtype
     prefix: str = ""
+    teacher: Method | None = None
 
     @cached_property
     def plan(self) -> Plan:
@@ -45,7 +48,7 @@ class Contender:
 
     @cached_property
     def settings(self) -> Any:
-        return planned_settings(self.item, self.plan.settings, self.given)
+        return planned_settings(self.item, self.plan.settings_for(self.item.name), self.given)
 
     @property
     def folds(self) -> int:
@@ -58,7 +61,7 @@ class Contender:
     def learner(self, train: ImageSet | None = None, seed: int | None = None) -> Learner:
         """Its network before the first step."""
         train, seed = train if train is not None else self.prepared.train, self.seed if seed is None else seed
-        return Learner(self.item, self.plan, self.settings, train, seed, self.fabric, self.precision)
+        return Learner(self.item, self.plan, self.settings, train, seed, self.fabric, self.precision, self.teacher)
 
     def train(self, learner: Learner, steps: int, watch: Watch, run: Run) -> "Trained":
         """Learn from all labels, then measure. Raises Interrupted after saving when `watch.stop()` says so."""

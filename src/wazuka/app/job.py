@@ -25,6 +25,7 @@ from wazuka.app.model import Model, save_model
 from wazuka.app.prepared import Prepared, parts_of, prepare
 from wazuka.app.reporting import write_report
 from wazuka.app.runs import FORMAT, Run, new_run, open_run, require_free
+from wazuka.app.teacher import Teacher, before_teacher, open_teacher
 from wazuka.atomic import save_atomic, write_atomic
 from wazuka.data import Dataset, Draw, ImageSet, draw_from_json, draw_to_json, open_images
 from wazuka.errors import UserError
@@ -45,6 +46,7 @@ class Choices:
     labels_per_class: int | None = None
     seed: int = 0
     method: str = "fixmatch"
+    teacher: str | None = None
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     steps: int | None = None
     minutes: float | None = None
@@ -92,6 +94,7 @@ def fit(
     labels_per_class: int | None = None,
     seed: int = 0,
     method: str = "fixmatch",
+    teacher: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
     steps: int | None = None,
     minutes: float | None = None,
@@ -114,6 +117,7 @@ def fit(
     labels_per_class  keep that many labels of each class, hide the others: to learn what few labels would do
     seed              decides the draw, the start and every augmentation
     method            "fixmatch", "supervised", ... (`wazuka methods`); settings: its settings, by name
+    teacher           the folder of a finished run on the same classes, which "distillation" learns from
     steps, minutes    how long to train; neither: what the plan for images of this size says
     size              pixels images are brought to; fit: how ("crop", "pad", "squash")
     flip              whether a mirrored image still is of its class; None: yes for photos in color
@@ -128,10 +132,11 @@ def fit(
     """
     choices = Choices(
         source=str(source), labels=None if labels is None else str(labels), labels_per_class=labels_per_class,
-        seed=seed, method=method, settings=dict(settings or {}), steps=steps, minutes=minutes, size=size, fit=fit,
-        flip=flip, folds=folds, floor=floor, precision=precision,
+        seed=seed, method=method, teacher=None if teacher is None else str(teacher), settings=dict(settings or {}),
+        steps=steps, minutes=minutes, size=size, fit=fit, flip=flip, folds=folds, floor=floor, precision=precision,
     )  # fmt: skip
     make_settings(entry(choices.method), choices.settings)  # before any image is read: a typo should not cost minutes
+    taught_by = open_teacher(entry(choices.method), choices.teacher)
     fabric = launch()
     # chosen by one process, or the others would find it taken and choose the next
     folder = Path(fabric.broadcast(str(out or free_folder(Path(str(source)).name or "run")))).expanduser()
@@ -141,7 +146,9 @@ def fit(
     fabric.barrier()  # or the first process would begin the run before the last has looked
     draw = _saved_draw(folder) if before and choices.labels_per_class else None
     prepared = prepare(data, choices.labels_per_class, choices.seed, choices.folds > 0, draw)
-    job = Job(choices, prepared, fabric, Run(folder), watch or Watch())
+    if taught_by is not None:
+        prepared = before_teacher(prepared, taught_by, choices.seed, choices.labels_per_class, fingerprint(data))
+    job = Job(choices, prepared, fabric, Run(folder), watch or Watch(), taught_by)
     return job.work(before, baselines)
 
 
@@ -212,6 +219,7 @@ class Job:
     fabric: "Fabric"
     run: Run
     watch: Watch
+    teacher: Teacher | None = None
 
     def work(self, before: dict[str, Any] | None, baselines: Any) -> Model:
         method = self._contender(self.choices.method, self.choices.settings)
@@ -224,6 +232,10 @@ class Job:
                 f"{self.run.folder} was started by a Wazuka that trains otherwise ({before.get('wazuka')}); "
                 "resume it with that version, or fit it anew."
             )
+        if before is not None and before.get("teacher") != facts["teacher"]:
+            raise UserError(
+                f"The teacher {self.choices.teacher} has changed since {self.run.folder} was started; fit it anew."
+            )
         if before is None and self.fabric.is_global_zero:
             new_run(self.run.folder)  # not earlier: wrong input leaves nothing behind
             if self.prepared.draw is not None:
@@ -231,6 +243,8 @@ class Job:
             self.run.write("run.json", facts)  # last: a run that has it can be resumed
         try:
             trained = method.train(learner, steps, self.watch, self.run)
+            if self.teacher is not None:
+                learner.method.register_module("teacher", None)  # its work is done: the student is saved alone
             alone = floor.train(floor.learner(), steps, self.watch, self.run) if floor is not None else None
             verdict = self._verdict(trained, alone)
             if self.fabric.is_global_zero:
@@ -259,14 +273,21 @@ class Job:
         return learner.predict(self.prepared.test.images).argmax(axis=1), seconds
 
     def _contender(self, method: str, given: Mapping[str, Any], prefix: str = "") -> Contender:
+        taught_by = self.teacher.model.method if self.teacher is not None else None
+        folds = self.choices.folds if taught_by is None else 0  # it knows the labels that a fold would hide
         return Contender(
-            entry(method), given, self.prepared, self.choices.seed, self.choices.flip, self.choices.folds,
-            self.fabric, precision_named(self.choices.precision, self.fabric.device), prefix,
+            entry(method), given, self.prepared, self.choices.seed, self.choices.flip, folds, self.fabric,
+            precision_named(self.choices.precision, self.fabric.device), prefix, taught_by,
         )  # fmt: skip
 
     def _wants_floor(self) -> bool:
-        """Whether the labels alone are learned too: where there are unlabeled images, and a number to compare."""
+        """Whether the labels alone are learned too: where there are unlabeled images, and a number to compare.
+
+        Not beside a student, who lives by all that its teacher knows: it is compared with the teacher.
+        """
         train = self.prepared.train
+        if self.teacher is not None:
+            return False
         measured = self.prepared.test is not None or (self.choices.folds > 0 and parts_of(train, 2) > 1)
         return self.choices.floor and self.choices.method != FLOOR and measured and train.n_labeled < len(train)
 
@@ -301,6 +322,7 @@ class Job:
             "choices": _plain(dataclasses.asdict(self.choices)),
             "method": method.item.name,
             "settings": _plain(dataclasses.asdict(settings)) if settings is not None else {},
+            "teacher": self.teacher.describe() if self.teacher is not None else None,
             "plan": method.plan.describe(),
             "steps": steps,
             "data": data.name,
@@ -354,6 +376,8 @@ class Job:
         if facts["n_unlabeled"]:
             metrics["guessed_shares"] = guessed_shares(train_probs[train.labels < 0])
         rows = baselines(self) if baselines is not None else []
+        if self.teacher is not None and self.prepared.test is not None:
+            rows.append(self.teacher.baseline(self.prepared.test, self.fabric.device))
         if verdict is not None and other is not None and other.probs is not None:
             metrics["unlabeled"] = verdict.to_dict()
             correct = int((other.probs.argmax(axis=1) == asked.labels).sum())

@@ -4,6 +4,7 @@
 """
 
 import copy
+import inspect
 import math
 import time
 import warnings
@@ -57,7 +58,10 @@ class Watch:
 
 @dataclass
 class Learner:
-    """One method about to be trained on the images of `train_set` (-1: unlabeled)."""
+    """One method about to be trained on the images of `train_set` (-1: unlabeled).
+
+    teacher  a trained method, for those that learn from one
+    """
 
     item: Entry
     plan: Plan
@@ -66,15 +70,18 @@ class Learner:
     seed: int
     fabric: "Fabric"
     precision: torch.dtype
+    teacher: Method | None = None
     method: Method = field(init=False)
 
     def __post_init__(self) -> None:
+        if self.teacher is None and takes_teacher(self.item):
+            raise wants_teacher(self.item)
         torch.manual_seed(mix(self.seed))
         net = self.plan.net(self.train_set.channels, self.train_set.n_classes)
         try:
             self.method = build(
                 self.item, net, self.train_set.n_classes, self.settings,
-                unlabeled=len(self.train_set), shape=tuple(self.train_set.images.shape[1:]),
+                unlabeled=len(self.train_set), shape=tuple(self.train_set.images.shape[1:]), teacher=self.teacher,
             )  # fmt: skip
             streams = self.method.streams()
         except ValueError as error:  # what a settings dataclass leaves to the parts that are made of it
@@ -188,6 +195,18 @@ class Learner:
             return stop
         votes = self.fabric.all_reduce(torch.tensor(float(stop)), reduce_op="sum")
         return bool(torch.as_tensor(votes) > 0)
+
+
+def takes_teacher(item: Entry) -> bool:
+    """Whether a method learns from a teacher: whether its constructor names one."""
+    return "teacher" in inspect.signature(item.kind.__init__).parameters
+
+
+def wants_teacher(item: Entry) -> UserError:
+    """What somebody is told who gives it none."""
+    return UserError(
+        f"{item.name} learns from a teacher: fit it with --teacher RUN, the folder of a finished run on these classes."
+    )
 
 
 @torch.inference_mode()

@@ -109,7 +109,8 @@ def load(folder: str | Path) -> Model:
     try:
         item = entry(facts["method"])
         classes, channels = tuple(facts["classes"]), int(facts["channels"])
-        net = ConvNet(channels, len(classes), tuple(facts["plan"]["net"]["widths"]), momentum=0.1)
+        shape = facts["plan"]["net"]
+        net = ConvNet(channels, len(classes), tuple(shape["widths"]), momentum=0.1, stride=shape.get("stride", 1))
         given = {} if facts.get("kept") == "labels alone" else facts["choices"]["settings"]
         settings = make_settings(item, given)  # those of the plan change no shape
         size = (int(facts["size"][0]), int(facts["size"][1]))

@@ -13,7 +13,7 @@ from torch import nn
 from wazuka.augment import AffineStrong, Chain, Plain, Policy, RandAugment, Weak
 from wazuka.contract import Optimizer
 from wazuka.errors import UserError
-from wazuka.functional.schedules import cosine_7_16
+from wazuka.functional.schedules import rise_and_fall
 from wazuka.nets import ConvNet
 
 TINY, SMALL = 12, 40  # pixels a side: scikit-learn's digits have 8, MNIST 28, CIFAR 32
@@ -21,22 +21,33 @@ TINY, SMALL = 12, 40  # pixels a side: scikit-learn's digits have 8, MNIST 28, C
 
 @dataclass(frozen=True)
 class Plan:
-    """widths: the ConvNet's stages. settings: of the method, where they differ from the paper's. steps: of training."""
+    """What `fit` takes for images of one size.
+
+    widths    the ConvNet's stages; stride: of its first convolution
+    settings  of every method that has them, in place of its paper's; own: of one method alone, by its name
+    steps     of training
+    """
 
     widths: tuple[int, ...]
+    stride: int
     settings: Mapping[str, Any]
+    own: Mapping[str, Mapping[str, Any]]
     policies: Mapping[str, Policy]
     steps: int
+
+    def settings_for(self, method: str) -> dict[str, Any]:
+        """What the method of that name takes in place of its paper's settings, as far as it has them."""
+        return {**self.settings, **self.own.get(method, {})}
 
     def net(self, channels: int, classes: int) -> nn.Module:
         """A fresh network for this plan."""
         # statistics that follow within tens of batches: the papers' 0.001 needs a hundred times our steps
-        return ConvNet(channels, classes, self.widths, momentum=0.1)
+        return ConvNet(channels, classes, self.widths, momentum=0.1, stride=self.stride)
 
     def describe(self) -> dict[str, Any]:
         """JSON-able: what a run records, and what it must find unchanged when it is resumed."""
         return {
-            "net": {"kind": "ConvNet", "widths": list(self.widths)},
+            "net": {"kind": "ConvNet", "widths": list(self.widths), "stride": self.stride},
             "policies": {name: str(policy) for name, policy in self.policies.items()},
             "steps": self.steps,
         }
@@ -62,20 +73,22 @@ def plan_for(height: int, width: int, channels: int, flip: bool | None = None) -
         strong = Chain((weak, RandAugment()))
     widths: tuple[int, ...]
     if side <= TINY:
-        widths, steps, ratio = (32, 64), 1500, 6
+        widths, stride, steps, ratio = (32, 64), 1, 1000, 6
     elif side <= SMALL:
-        widths, steps, ratio = (32, 64, 128), 2500, 6
-    else:  # about five minutes on two cores, and cross-validation twice as much
-        widths, steps, ratio = (32, 64, 128, 256), 1000, 3
+        widths, stride, steps, ratio = (32, 64, 128), 2, 1500, 6
+    else:
+        widths, stride, steps, ratio = (32, 64, 128, 256), 2, 1000, 3
     settings = {
         "labeled_batch": 16,
         "unlabeled_ratio": ratio,
         "averaging": 0.99,
-        "alignment": True,
-        "optimizer": Optimizer(lr=0.1, weight_decay=5e-4, schedule=cosine_7_16),
+        "decay": 0.99,  # of FreeMatch's and SoftMatch's averages
+        "optimizer": Optimizer(algorithm="muon", lr=0.02, momentum=0.95, weight_decay=0.02, schedule=rise_and_fall),
     }
+    fixmatch: dict[str, Any] = {"alignment": True}
     if channels == 1 and side > TINY:  # measured on MNIST; photos, not measured, keep the paper's hard guesses
-        settings |= {"guesser": "average", "temperature": 0.5, "threshold": 0.0}
+        fixmatch |= {"guesser": "average", "temperature": 0.5, "threshold": 0.0}
     elif side > TINY:
-        settings |= {"frugal": True}  # a third less time
-    return Plan(widths, settings, {"plain": Plain(), "weak": weak, "strong": strong}, steps)
+        fixmatch |= {"frugal": True}  # a third less time
+    policies: dict[str, Policy] = {"plain": Plain(), "weak": weak, "strong": strong}
+    return Plan(widths, stride, settings, {"fixmatch": fixmatch}, policies, steps)
