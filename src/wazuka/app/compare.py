@@ -93,6 +93,7 @@ def _report(
     results: dict[str, Any], methods: list[str], seeds: int, folder: Path, called: Mapping[str, str]
 ) -> dict[str, Any]:
     summaries: dict[str, Summary] = {}
+    named = {name: called.get(name, name) for name in methods}
     rows = []
     for name in methods:
         own = [run for run in results["runs"] if run["method"] == name and run["seed"] < seeds]
@@ -108,16 +109,16 @@ def _report(
             against = f"{100 * difference.value:+.1f} ({100 * difference.low:+.1f} to {100 * difference.high:+.1f})"
         seconds = sum(run["seconds"] for run in runs) / len(runs)
         rows.append(
-            [called.get(name, name), share(summary.median), share(summary.mean.value), span(interval.low, interval.high),
+            [named[name], share(summary.median), share(summary.mean.value), span(interval.low, interval.high),
              share(summary.worst), against, clock(seconds)]
         )  # fmt: skip
     n = results["runs"][0]["n"]
     title = f"{results['data']}, {results['labels']} labels, {seeds} seeds, {n:,} test images"
-    columns = ["method", "median", "mean", "95 % interval", "worst", f"minus {called.get(methods[0], methods[0])}, points", "each"]
+    columns = ["method", "median", "mean", "95 % interval", "worst", f"minus {named[methods[0]]}, points", "each"]
     table(title, columns, rows)
     results["summary"] = {name: summary.to_dict() for name, summary in summaries.items()}
     write_atomic(folder / "results.json", json.dumps(results, indent=1))
-    write_atomic(folder / "accuracy.svg", _plot(title, {called.get(name, name): summary for name, summary in summaries.items()}))
+    write_atomic(folder / "accuracy.svg", _plot(title, {named[name]: summary for name, summary in summaries.items()}))
     print(f"\nPlot: {folder / 'accuracy.svg'}\nNumbers: {folder / 'results.json'}")
     return results
 
