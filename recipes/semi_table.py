@@ -35,7 +35,7 @@ METHODS = {
     "MixUp": "mixup",
     "MixMatch": "mixmatch",
     "MixMatch + NS3L": "mixmatch:negative_weight=1",
-    "ReMixMatch": "remixmatch:copies=2",
+    "ReMixMatch": "remixmatch",
     "FixMatch, the paper's guesses": "fixmatch:threshold=0.95:temperature=0:guesser=live:alignment=no",
     "FixMatch, as fit plans it": "fixmatch",
     "FlexMatch": "flexmatch",

@@ -91,7 +91,12 @@ def plan_for(height: int, width: int, channels: int, flip: bool | None = None) -
         fixmatch |= {"guesser": "average", "temperature": 0.5, "threshold": 0.0}
     elif side > TINY:
         fixmatch |= {"frugal": True}  # a third less time
-    # a change as large for each pixel as the paper's, which is 3 in all for CIFAR's 3,072 numbers
-    vat = {"epsilon": round(3 * math.sqrt(channels * height * width / 3072), 3)}
+    own: dict[str, dict[str, Any]] = {
+        "fixmatch": fixmatch,
+        # a change as large for each pixel as the paper's, which is 3 in all for CIFAR's 3,072 numbers
+        "vat": {"epsilon": round(3 * math.sqrt(channels * height * width / 3072), 3)},
+        "mixmatch": {"ramp": 0.4},  # the paper's 1/64 of so few steps would be none
+        "remixmatch": {"ramp": 0.1, "copies": 2},
+    }
     policies: dict[str, Policy] = {"plain": Plain(), "weak": weak, "strong": strong}
-    return Plan(widths, stride, settings, {"fixmatch": fixmatch, "vat": vat}, policies, steps)
+    return Plan(widths, stride, settings, own, policies, steps)
