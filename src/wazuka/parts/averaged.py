@@ -23,7 +23,7 @@ class AveragedWeights(nn.Module):
         super().__init__()
         if not 0 <= decay < 1:
             raise ValueError(f"decay must lie in [0, 1), got {decay}")
-        self.net = copy.deepcopy(net).requires_grad_(False)
+        self.net = copy.deepcopy(net).requires_grad_(False).eval()
         self.decay = decay
         self._updates = 0  # on the host: a device counter would make each step wait for it
 

@@ -9,7 +9,6 @@ steps). The weigher's gradient is the code's, reached without a gradient of a gr
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import torch
@@ -23,6 +22,7 @@ from wazuka.contract import Batch, Method, Optimizer, Parts, Player, Stream, as_
 from wazuka.functional.consistency import squared_consistency
 from wazuka.functional.processes import mean_over_processes, process_count
 from wazuka.functional.schedules import gaussian_ramp
+from wazuka.parts.draws import drawn_again
 
 
 def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ class DS3L(Method):
     def moves(self, batch: Batch, progress: float) -> Iterator[tuple[Player, Tensor, Parts]]:
         s = self.settings
         coefficient = s.consistency_weight * gaussian_ramp(progress, s.ramp)
-        with _draws_to_come_again(batch.images.device):
+        with drawn_again(batch.images.device):  # so that `slope` sees the very same passes, dropout included
             supervised, losses, probs = self._passes(self.net, batch)
             if s.learn_weights:
                 inner = supervised + coefficient * weighted_mean(losses, self.weigher(probs))
@@ -197,12 +197,6 @@ class DS3L(Method):
 
     def predict(self, images: Tensor) -> Tensor:
         return self.net(images).softmax(dim=1)
-
-
-def _draws_to_come_again(device: torch.device) -> AbstractContextManager[None]:
-    """What is drawn inside (dropout) is drawn again afterwards, so that `slope` sees the very same passes."""
-    on_host = device.type in ("cpu", "meta")
-    return torch.random.fork_rng([] if on_host else [device], device_type="cuda" if on_host else device.type)
 
 
 def _averaged(gradients: tuple[Tensor, ...]) -> list[Tensor]:
