@@ -65,7 +65,7 @@ def test_test_images_show_what_the_labels_alone_give(tmp_path) -> None:
     assert told["n"] == run.metrics["n_test"] == 20
     assert told["chosen"] is False
     assert run.metrics["method"] == "fixmatch"
-    assert [row["name"] for row in run.metrics["baselines"]] == ["the same network: labels alone"]
+    assert [row["name"] for row in run.metrics["baselines"]] == ["the same network on the labels alone"]
     assert 'id="unlabeled"' in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
 
 

@@ -353,9 +353,9 @@ class Job:
         baselines: Any,
     ) -> None:
         """Everything a finished run holds; the state becomes "done" last."""
-        kept, other, name = trained, alone, "the same network: labels alone"
+        kept, other, name = trained, alone, "the same network on the labels alone"
         if alone is not None and verdict is not None and verdict.floor_stays:
-            kept, other, name = alone, trained, f"{facts['method']}: labels and unlabeled images together"
+            kept, other, name = alone, trained, f"{facts['method']} on labels and unlabeled images together"
             facts = facts | {"method": FLOOR, "settings": _plain(dataclasses.asdict(alone.learner.settings)),
                              "kept": "labels alone"}  # fmt: skip
         save_model(self.run, kept.learner.method)
