@@ -1,8 +1,8 @@
 """What makes the fewest image passes, and the shortest wait, to a given accuracy? `fit`'s defaults come from here.
 
 Short trainings of FixMatch as `wazuka fit` plans it, each with one thing changed: optimizer and schedule, network,
-batch ratio, threshold curriculum. Judged on labels of training images that no training sees, with seeds from 100 on; test
-images are never opened. Four labels a class (CIFAR-10: 25).
+batch ratio, threshold curriculum. Judged on labels of training images that no training sees, with seeds from 100 on;
+test images are never opened. Four labels a class (CIFAR-10: 25).
 
     python recipes/shorten.py digits --seeds 100 101 102 103 --out results/shorten_digits.json
     python recipes/shorten.py mnist --seeds 100 101 --out results/shorten_mnist.json

@@ -34,8 +34,8 @@ class AveragedWeights(nn.Module):
         mine: list[Tensor] = list(self.net.parameters())
         theirs: list[Tensor] = list(live.parameters())
         torch._foreach_lerp_(mine, theirs, 1 - decay)
-        for own, other in zip(self.net.buffers(), live.buffers(), strict=True):
-            own.copy_(other)
+        if own := list(self.net.buffers()):
+            torch._foreach_copy_(own, list(live.buffers()))
         self._updates += 1
 
     def forward(self, images: Tensor) -> Tensor:

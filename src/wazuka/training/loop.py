@@ -47,9 +47,9 @@ def train(
     for step in range(first_step, total_steps):
         before_round(step)
         torch.manual_seed(mix(seed, rank, step))
-        progress, parts = step / total_steps, {}
+        batch, progress, parts = batches(step), step / total_steps, {}
         with torch.autocast(device, precision, enabled=precision != torch.float32):
-            for player, loss, losses in method.moves(batches(step), progress):
+            for player, loss, losses in method.moves(batch, progress):
                 steppers[player].step(loss, progress)
                 torch.clear_autocast_cache()  # it holds the weights as they were before the step
                 parts.update(losses)
