@@ -132,19 +132,20 @@ def test_an_answer_takes_the_middle_of_each_gray_level_and_draws_nothing() -> No
     torch.testing.assert_close(seen[0][0], ((255 * images).round() + 0.5) / 256)
 
 
-def test_odd_sides_get_a_black_margin() -> None:
-    shape = (2, 5, 7)
+@pytest.mark.parametrize(("height", "width"), [(5, 7), (5, 6), (4, 7)])
+def test_odd_sides_get_a_black_margin(height: int, width: int) -> None:
+    shape, down, across = (2, height, width), height + height % 2, width + width % 2
     method, images = of_images(shape, consistency_weight=0.0), images_of(6, shape=shape)
-    assert method.means.shape == (3, 2 * 6 * 8)
+    assert method.means.shape == (3, 2 * down * across)
     seen = passes_of(method)
     assert method.eval().predict(images).shape == (6, 3)
     method.train()
     method.loss(Batch(images=images[:2], labels=torch.tensor([0, 1]), unlabeled=images[2:]), 0.0)
     for x, _ in seen:
-        assert x.shape == (6, 2, 6, 8)
-        torch.testing.assert_close((256 * x[:, :, :5, :7]).floor(), (255 * images).round())
-        assert (256 * x[:, :, 5:]).floor().eq(0).all()
-        assert (256 * x[:, :, :, 7:]).floor().eq(0).all()
+        assert x.shape == (6, 2, down, across)
+        torch.testing.assert_close((256 * x[:, :, :height, :width]).floor(), (255 * images).round())
+        assert (256 * x[:, :, height:]).floor().eq(0).all()
+        assert (256 * x[:, :, :, width:]).floor().eq(0).all()
 
 
 def test_even_sides_stay() -> None:
@@ -224,8 +225,9 @@ def test_without_consistency_one_view_is_asked_for_and_one_pass_made() -> None:
     total, parts = method.loss(Batch(images=batch.images, labels=batch.labels, unlabeled=batch.unlabeled), 0.0)
     assert len(seen) == 1
     torch.testing.assert_close(total.detach(), 2 * parts["supervised"] + parts["bits_per_dim"] * 16 * math.log(2))
-    views = [view for stream in of_images().streams() for view in stream.views]
-    assert views == ["images", "images_again", "unlabeled", "unlabeled_again"]
+    labeled, unlabeled = of_images().streams()
+    assert (*labeled.views, *unlabeled.views) == ("images", "images_again", "unlabeled", "unlabeled_again")
+    assert (labeled.labels, unlabeled.labels) == ("labels", None)
 
 
 def test_consistency_rises_in_a_line_and_stays() -> None:
@@ -272,12 +274,12 @@ def test_weight_decay_reaches_the_lengths_of_weight_norm_and_gradients_are_clipp
 
 
 def test_the_loss_of_vectors_is_the_joint_likelihood() -> None:
-    method = of_vectors(unlabeled_weight=0.3).double()
+    method = of_vectors(unlabeled_weight=0.3, std=1.31).double()
     points = torch.randn(9, 2, dtype=torch.float64)
     batch = Batch(images=points[:4], labels=torch.tensor([2, 0, 1, 1]), unlabeled=points[4:])
     total, parts = method.loss(batch, 0.5)
     latents, log_det = method.flow(points)
-    components = component_logs(latents, method.means, 1.0)
+    components = component_logs(latents, method.means, 1.31)
     supervised = -(components[torch.arange(4), batch.labels] + log_det[:4]).mean()
     unlabeled = -((components[4:].exp() / 3).sum(dim=1).log() + log_det[4:]).mean()
     torch.testing.assert_close(total, supervised + 0.3 * unlabeled)
