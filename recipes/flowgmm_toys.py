@@ -9,9 +9,10 @@ to rounding. There one set of labels, chosen by hand; here the seed draws points
 The number is the accuracy on the 981 to 990 unlabeled points of the set, to which the flow was fitted without their
 labels; beside it, on 1,000 new points, and what the nearest labeled point says. The last step counts.
 
-What to look for: an independent sketch of this check, with five labels for each class, found over five seeds a
-median of 100 % on the moons (97.6 on average: one seed in five fails) and of 95.3 % on the circles. At least 98 and
-92 are asked for here. No figure was published for the Gaussians and the pinwheel; the paper shows pictures.
+What to look for: an independent sketch of this check, with five random labels for each class, found over five seeds
+a median of 100 % on the moons (97.6 on average: one seed in five fails) and of 95.3 % on the circles (69 to 99). At
+least 98 and 92 are asked for here; the circles come with the authors' 7 and 4 labels and with the sketch's 5 and 5.
+Where the labels of a circle lie on one side of it, flows fail. No figure was published; the paper shows pictures.
 
     python recipes/flowgmm_toys.py --seeds 0 1 2 3 4 --out results/flowgmm_toys.json \
         --picture docs/flowgmm_toys.png
@@ -65,7 +66,9 @@ TOYS = {
     "two circles": Toy(circles, (7, 4), 5001, ring(2, 3.5), 0.92),
     "eight Gaussians": Toy(gaussians, (6, 6, 7), 5001, ring(3, 5.5)),
     "pinwheel": Toy(pinwheel, (3, 2, 3, 2, 3), 5001, ring(5, 5.5)),
+    "two circles, five each": Toy(circles, (5, 5), 5001, ring(2, 3.5), 0.92),  # as the sketch had it
 }
+PICTURED = tuple(TOYS)[:4]
 
 
 def falling(progress: float) -> float:
@@ -154,8 +157,9 @@ def draw_picture(path: str, seed: int, folder: Path) -> None:
     import matplotlib.pyplot as plt
 
     plt.rcParams.update({"font.family": "DejaVu Sans", "font.size": 11, "text.color": INK})
-    figure, axes = plt.subplots(2, len(TOYS), figsize=(4 * len(TOYS), 8.8), dpi=110, layout="constrained")
-    for column, (name, toy) in enumerate(TOYS.items()):
+    figure, axes = plt.subplots(2, len(PICTURED), figsize=(4 * len(PICTURED), 8.8), dpi=110, layout="constrained")
+    for column, name in enumerate(PICTURED):
+        toy = TOYS[name]
         method, found = trained(name, seed, folder), run(name, seed, folder)
         points, labels = toy.draw(seed, POINTS)
         rows = draw_labels(labels, toy.labels, seed)
