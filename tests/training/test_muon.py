@@ -85,3 +85,19 @@ def test_its_memory_is_saved_and_restored() -> None:
     steps(resumed, third, range(3, 6))
     for mine, other in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(mine, other)
+
+
+def test_later_steps_look_ahead_along_the_momentum() -> None:
+    """Nesterov: v <- m v + (1 - m) g, and what is orthogonalized is (1 - m) g + m v."""
+    kernel, m = nn.Parameter(torch.zeros(4, 2, 3, 3)), 0.6
+    optimizer = Muon([kernel], lr=1.0, momentum=m)
+    first, second = torch.randn(2, 4, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+    kernel.grad = first
+    optimizer.step()
+    before = kernel.detach().clone()
+    kernel.grad = second
+    optimizer.step()
+    velocity = m * (1 - m) * first + (1 - m) * second
+    ahead = (1 - m) * second + m * velocity
+    expected = -0.2 * 18**0.5 * orthogonalized(ahead.reshape(1, 4, 18))[0]
+    torch.testing.assert_close((kernel.detach() - before).reshape(4, 18), expected, rtol=1e-3, atol=1e-4)
