@@ -19,7 +19,7 @@ ALLOWED = {
     "methods": {"parts", "nets", "functional", "augment", "contract"},
     "training": {"contract", "functional", "parts"},
     "evaluation": {"functional", "contract"},
-    "explain": {"functional", "contract", "nets"},
+    "explain": {"functional", "contract", "nets", "augment", "evaluation"},
     "app": {"contract", "functional", "parts", "nets", "augment", "data", "methods", "training", "evaluation",
             "explain"},
 }  # fmt: skip

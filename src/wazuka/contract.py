@@ -1,9 +1,12 @@
-"""The two promises the rest of Wazuka keeps: a Method learns, a Detector scores.
+"""The three promises the rest of Wazuka keeps: a Method learns, a Head learns on features, a Detector scores.
 
 A **Method** turns a batch into losses and images into answers. It knows no device, file, optimizer or process:
 it says which streams of images it wants (`streams`), who its players are and how their parameters step (`players`),
 and what the losses are (`loss`, or `moves` for a game). What it remembers is a parameter or a buffer, so that saving,
 moving and resuming need no code of its own.
+
+A **Head** learns classes on the features of a frozen network, from labeled and unlabeled images together, in one go:
+no loop, no images, no gradient steps that anyone else must know of.
 
 A **Detector** is fitted after training, from what a frozen network makes of images, and says how odd an image is.
 """
@@ -74,6 +77,25 @@ def constant(progress: float) -> float:
     return 1.0
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pace:
+    """A part of a player that learns at a pace of its own.
+
+    parameters  of the part; they are among the player's
+    rate        factor on the player's learning rate
+    start       share of the run, in [0, 1), before which the part rests: nothing moves it, neither decay nor momentum,
+                and no gradient is computed for it
+    """
+
+    parameters: tuple[nn.Parameter, ...]
+    rate: float = 1.0
+    start: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.rate >= 0 or not 0 <= self.start < 1:
+            raise ValueError(f"rate must not be negative and start lie in [0, 1), got {self.rate} and {self.start}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
     """How a player's parameters step. Weight decay reaches kernels only: biases and norms have one dimension.
@@ -88,6 +110,8 @@ class Optimizer:
     schedule      progress in [0, 1] -> factor on lr
     clip          largest norm that the gradient of all the player's parameters together may have: a longer one is
                   scaled down to it, after processes were averaged; None: as it is
+    paces         parts of the player with rates and starts of their own, which share no parameter; what is in none of
+                  them learns at lr from the start
     """
 
     algorithm: Literal["sgd", "adam", "adamw", "muon"] = "sgd"
@@ -98,6 +122,7 @@ class Optimizer:
     weight_decay: float = 0.0
     schedule: Schedule = field(default=constant)
     clip: float | None = None
+    paces: tuple[Pace, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         if self.algorithm not in ("sgd", "adam", "adamw", "muon"):
@@ -143,6 +168,40 @@ class Method(nn.Module):
     def predict(self, images: Tensor) -> Tensor:
         """(N, C, H, W) float in [0, 1] -> (N, classes) probabilities. Call it in eval mode."""
         raise NotImplementedError
+
+
+class Head(nn.Module):
+    """Learns classes on features at hand, labeled and unlabeled together. The same input gives the same answers.
+
+    What it has learned is buffers, which `fit` registers with `remember`; `load_state_dict` makes those that a saved
+    state holds, so that saving and loading need no code. It works in float32 or better.
+    """
+
+    classes: int
+
+    def fit(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Learn, and name the images that were learned from.
+
+        features  (N, D)        float32, as the backbone gives them
+        labels    (N,)          int64 positions of classes; -1 where unlabeled
+        returns   (N, classes)  float32 probabilities of the same images; those of labeled ones are not held to the
+                                label where the method itself does not hold them
+        """
+        raise NotImplementedError
+
+    def predict(self, features: Tensor) -> Tensor:
+        """(M, D) features of new images -> (M, classes) float32 probabilities, each image on its own."""
+        raise NotImplementedError
+
+    def remember(self, **values: Tensor) -> None:
+        """Register what was learned as buffers, in place of what was learned before."""
+        for name, value in values.items():
+            self.register_buffer(name, value.detach().contiguous())
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        own = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
+        self.remember(**{name: value.clone() for name, value in own.items() if "." not in name})
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 @dataclass(frozen=True)

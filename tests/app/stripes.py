@@ -47,7 +47,7 @@ def striped_file(folder: Path, train: int = 40, test: int = 20, per_class: int |
 
 def striped_job(folder: Path, data: Path, watch: Watch | None = None, **choices) -> Job:
     """A job on that file that may begin."""
-    made = Choices(source=str(data), **({"steps": 2, "folds": 0} | choices))
+    made = Choices(source=str(data), **({"steps": 2, "folds": 0, "method": "fixmatch"} | choices))
     opened = open_images(str(data), cache=False)
     prepared = prepare(opened, made.labels_per_class, made.seed, made.folds > 0, None)
-    return Job(made, prepared, launch("cpu"), Run(folder), watch or Watch())
+    return Job(made, made.method, "crop", prepared, launch("cpu"), Run(folder), watch or Watch())

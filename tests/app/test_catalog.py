@@ -6,7 +6,7 @@ from torch import nn
 
 import wazuka.methods
 from wazuka.app.catalog import build, entries, entry, make_settings, planned_settings
-from wazuka.contract import Detector, Method, Optimizer
+from wazuka.contract import Detector, Head, Method, Optimizer
 from wazuka.errors import UserError
 from wazuka.nets import ConvNet
 
@@ -15,7 +15,7 @@ def test_every_method_file_is_found_with_its_settings_and_a_summary():
     files = {path.stem for path in Path(wazuka.methods.__file__).parent.glob("*/*.py")} - {"__init__"}
     assert {item.kind.__module__.rpartition(".")[2] for item in entries().values()} == files
     for name, item in entries().items():
-        assert issubclass(item.kind, (Method, Detector)), name
+        assert issubclass(item.kind, (Method, Head, Detector)), name
         assert item.summary, name
         assert item.kind.__module__.split(".")[-2] == item.setting
         if item.settings is not None:
@@ -106,7 +106,7 @@ def test_a_plan_goes_before_the_defaults_and_the_user_before_the_plan():
         planned_settings(without, planned, {"threshold": 1})
 
 
-@pytest.mark.parametrize("name", [name for name, item in entries().items() if item.fits])
+@pytest.mark.parametrize("name", [n for n, item in entries().items() if item.fits and issubclass(item.kind, Method)])
 def test_every_method_that_fits_is_built_from_a_network(name):
     item = entry(name)
     method = build(item, ConvNet(1, 3, (4,)), 3, make_settings(item, {}), unlabeled=9, shape=(1, 8, 8), unheard_of=1)

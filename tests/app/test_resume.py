@@ -296,7 +296,7 @@ def test_a_torn_line_of_the_curves_is_written_again(ours):
         (("--precision", "bfloat16"), "was started with precision = float32"),
         (("--set", "threshold=0.5"), "was started with settings = "),
         (("--folds", "3"), "was started with folds = 2"),
-        (("--fit", "pad"), "was started with fit = crop"),
+        (("--fit", "pad"), "was started with fit = auto"),
         (("--size", "8"), "was started with size = None"),
         (("--flip",), "was started with flip = None"),
         (("--labels-per-class", "1"), "was started with labels_per_class = None"),

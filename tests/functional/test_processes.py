@@ -14,7 +14,7 @@ SCRIPT = """
 import sys
 import torch
 import torch.distributed as dist
-from wazuka.functional.processes import gathered
+from wazuka.functional.processes import gathered, joined
 from wazuka.methods.semi.softmatch import mean_and_variance
 
 folder, rank = sys.argv[1], int(sys.argv[2])
@@ -25,6 +25,9 @@ assert torch.equal(gathered(mine), whole)
 assert torch.equal(gathered(whole.t()[:, 3 * rank : 3 * rank + 3].t()), whole)  # strided rows
 floats = mine.float().requires_grad_()
 assert not gathered(floats).requires_grad
+assert torch.equal(joined(floats), whole.float())
+(gradient,) = torch.autograd.grad(joined(floats).pow(3).sum(), floats)
+torch.testing.assert_close(gradient / 2, 3 * mine.float() ** 2)  # their mean over processes is taken afterwards
 values = torch.tensor([0.1, 0.2, 0.9, 0.8, 0.85, 0.3], dtype=torch.float64)
 mean, variance = mean_and_variance(values[3 * rank : 3 * rank + 3])
 torch.testing.assert_close(mean, values.mean())

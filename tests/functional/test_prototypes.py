@@ -1,7 +1,12 @@
 import torch
 from torch.autograd import gradcheck
 
-from wazuka.functional.prototypes import class_means, cosine_distances, squared_distances
+from wazuka.functional.prototypes import (
+    class_means,
+    cosine_distances,
+    squared_distances,
+    squared_distances_of_many,
+)
 
 
 def points(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -50,3 +55,16 @@ def test_gradients_are_exact_also_where_a_point_meets_its_prototype() -> None:
     prototypes[0] = features[0].detach()
     assert gradcheck(squared_distances, (features, prototypes.requires_grad_()))
     assert gradcheck(lambda x: class_means(x, torch.tensor([1, 0, 1]), 2), (features,))
+
+
+def test_many_features_get_the_same_distances_without_a_large_table() -> None:
+    generator = torch.Generator().manual_seed(3)
+    features, prototypes = torch.rand(50, 7, generator=generator), torch.rand(4, 7, generator=generator)
+    exact = squared_distances(features.double(), prototypes.double())
+    for block in (1, 8, 50, 100):
+        found = squared_distances_of_many(features, prototypes, block)
+        torch.testing.assert_close(found.double(), exact, atol=1e-5, rtol=1e-5)
+    shifted = squared_distances_of_many(features.double() + 1e4, prototypes.double() + 1e4)
+    torch.testing.assert_close(shifted, exact, atol=1e-9, rtol=1e-9)  # the origin is theirs: nothing large cancels
+    assert (squared_distances_of_many(prototypes, prototypes) >= 0).all()
+    assert squared_distances_of_many(features[:0], prototypes).shape == (0, 4)

@@ -1,4 +1,4 @@
-"""Every method that `wazuka.methods` holds, made small: what the contract tests and the two-process test run.
+"""All that `wazuka.methods` holds, made small: what the contract tests and the two-process test run.
 
 A new method joins by existing. Where its constructor needs more than a network, a number of classes and settings, or
 where its streams draw from pools unknown here, this file is the place to say so.
@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from wazuka.app.catalog import Entry, build, entries
 from wazuka.augment import AffineStrong, Plain, Weak
-from wazuka.contract import Batch, Detector, Episodes, Method, Optimizer, Player
+from wazuka.contract import Batch, Detector, Episodes, Head, Method, Optimizer, Player
 from wazuka.data.streams import Batches, Pool
 from wazuka.nets import Backbone, ConvNet
 from wazuka.training import Progress, Stepper, train
 
 METHODS = {name: item for name, item in entries().items() if issubclass(item.kind, Method)}
+HEADS = {name: item for name, item in entries().items() if issubclass(item.kind, Head)}
 DETECTORS = {name: item for name, item in entries().items() if issubclass(item.kind, Detector)}
 
 CLASSES = 4  # of images, of answers, and of quarter turns
@@ -101,7 +102,10 @@ def small(
     torch.manual_seed(seed + 1)
     teacher = net()
     torch.manual_seed(seed)
-    return build(item, net(), CLASSES, settings, unlabeled=POOL, shape=(1, SIDE, SIDE), teacher=teacher)
+    guesses = torch.randn(POOL, CLASSES, generator=torch.Generator().manual_seed(6)).softmax(dim=1)
+    return build(
+        item, net(), CLASSES, settings, unlabeled=POOL, shape=(1, SIDE, SIDE), teacher=teacher, guesses=guesses
+    )
 
 
 def batches_of(method: Method, rank: int = 0, world: int = 1) -> Batches:
@@ -160,8 +164,34 @@ class Recording:
         self.gradients.append(torch.cat([gradient.flatten() for gradient in kept]).clone())
 
 
+def head_of(name: str, classes: int = CLASSES, **changes: Any) -> Head:
+    item = HEADS[name]
+    head = item.kind(classes, settings_of(item, **changes))  # type: ignore[call-arg, arg-type]
+    assert isinstance(head, Head)
+    return head
+
+
+def features_of(count: int, seed: int = 0, classes: int = CLASSES) -> tuple[Tensor, Tensor]:
+    """(count, 3 * classes) float32, none negative, of classes that lie apart; (count,) their classes, in turn."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % classes
+    own = torch.eye(classes).repeat_interleave(3, dim=1)[labels]
+    return own + torch.randn(count, 3 * classes, generator=generator).abs() * 0.6, labels
+
+
+def few_labels(labels: Tensor, shots: int) -> Tensor:
+    """The labels of each class's first `shots` images, -1 for all others."""
+    rank = (labels[:, None] == labels).tril(-1).sum(dim=1)  # how many of the class stand before
+    return torch.where(rank < shots, labels, -1)
+
+
 def draws_episodes(method: Method) -> bool:
     return any(isinstance(stream, Episodes) for stream in method.streams())
+
+
+def head_cases() -> list[tuple[str, dict[str, Any]]]:
+    """(head, what to change in its settings): all variants of all heads."""
+    return [(name, turned) for name, item in HEADS.items() for turned in variants(item)]
 
 
 def cases() -> list[tuple[str, dict[str, Any]]]:

@@ -1,4 +1,4 @@
-"""What `wazuka.contract` promises, asked of every method and detector that `wazuka.methods` holds.
+"""What `wazuka.contract` promises, asked of every method, head and detector that `wazuka.methods` holds.
 
 None is named here: see small.py, which finds them and makes them small.
 """
@@ -20,12 +20,17 @@ from torch import Tensor, nn
 from tests.methods.small import (
     CLASSES,
     DETECTORS,
+    HEADS,
     METHODS,
     NAMELESS,
     SIDE,
     answering,
     batches_of,
     cases,
+    features_of,
+    few_labels,
+    head_cases,
+    head_of,
     images_of,
     run,
     settings_of,
@@ -34,17 +39,24 @@ from tests.methods.small import (
     steppers_of,
 )
 from wazuka.contract import Detector, Episodes, Method, Observation, Optimizer, Stream, parameters_of
+from wazuka.errors import UserError
 from wazuka.evaluation.detection import auroc
 from wazuka.nets import ConvNet
 from wazuka.training import Progress, Stepper, load_checkpoint, save_checkpoint
 
-ALL = METHODS | DETECTORS
+ALL = METHODS | HEADS | DETECTORS
 POOLS = {"labeled", "unlabeled", "source", "target"}
 VIEWS = {"plain", "weak", "strong", "probe"}
 SOURCE = re.compile(r"arXiv:\d{4}\.\d{4,5}|\b(ICML|ICLR|NeurIPS|NIPS|CVPR|ICCV|ECCV|AAAI|IJCAI|JMLR|TPAMI)\b")
 
 every_method = pytest.mark.parametrize("name", METHODS)
 every_detector = pytest.mark.parametrize("name", DETECTORS)
+every_head = pytest.mark.parametrize("name", HEADS)
+every_head_case = pytest.mark.parametrize(
+    ("name", "changes"),
+    head_cases(),
+    ids=[" ".join([name, *(f"{key}={value}" for key, value in changes.items())]) for name, changes in head_cases()],
+)
 every_case = pytest.mark.parametrize(
     ("name", "changes"),
     cases(),
@@ -68,6 +80,7 @@ def float_images(count: int = 8, seed: int = 7) -> Tensor:
 
 def test_the_pilots_are_found() -> None:
     assert len(METHODS) >= 6
+    assert len(HEADS) >= 6
     assert len(DETECTORS) >= 1
 
 
@@ -351,6 +364,169 @@ def test_a_copy_goes_its_own_way(name: str, changes: dict[str, Any]) -> None:
         assert torch.equal(value, before[key]), f"{key} is shared with the copy"
     run(method, steps=2)
     equal_states(twin, method)
+
+
+# Heads
+
+
+def close(one: Tensor, other: Tensor, atol: float = 1e-4) -> None:
+    torch.testing.assert_close(one, other, atol=atol, rtol=1e-3)
+
+
+def are_probabilities(probs: Tensor, count: int) -> None:
+    assert probs.shape == (count, CLASSES)
+    assert probs.dtype == torch.float32
+    assert not probs.requires_grad
+    assert (probs >= 0).all()  # not so where one is not a number
+    torch.testing.assert_close(probs.sum(dim=1), torch.ones(count))
+
+
+@every_head_case
+@pytest.mark.parametrize("shots", [1, 3])
+@pytest.mark.parametrize("unlabeled", [True, False], ids=["unlabeled", "labels alone"])
+def test_a_head_learns_from_few(name: str, changes: dict[str, Any], shots: int, unlabeled: bool) -> None:
+    features, truth = features_of(48)
+    labels, head = few_labels(truth, shots), head_of(name, **changes)
+    kept = torch.full_like(labels, True, dtype=torch.bool) if unlabeled else labels >= 0
+    given = features[kept].clone(), labels[kept].clone()
+    probs = head.fit(*given)
+    assert torch.equal(given[0], features[kept]), "the features were changed"
+    assert torch.equal(given[1], labels[kept]), "the labels were changed"
+    are_probabilities(probs, int(kept.sum()))
+    new, their_classes = features_of(40, seed=1)
+    answers = head.predict(new)
+    are_probabilities(answers, 40)
+    if unlabeled or changes.get("walk") is not False:  # label propagation's own flaw, see there
+        assert (probs.argmax(dim=1) == truth[kept]).float().mean() > 0.8
+        assert (answers.argmax(dim=1) == their_classes).float().mean() > 0.8
+    assert head.predict(new[:0]).shape == (0, CLASSES)
+
+
+@every_head_case
+def test_a_head_answers_for_each_image_alone_and_learns_nothing_by_it(name: str, changes: dict[str, Any]) -> None:
+    features, truth = features_of(48)
+    head, new = head_of(name, **changes), features_of(12, seed=1)[0]
+    head.fit(features, few_labels(truth, 2))
+    before, together = copy.deepcopy(head.state_dict()), head.predict(new)
+    assert torch.equal(head.predict(new), together)
+    close(torch.cat([head.predict(one) for one in new.split(1)]), together)
+    close(head.predict(new.flip(0)).flip(0), together)
+    close(head.predict(new.T.contiguous().T), together)
+    close(head.predict(new.double()), together)
+    assert len(together.round(decimals=4).unique(dim=0)) > CLASSES, "all images of a class get the same answer"
+    for key, value in head.state_dict().items():
+        assert torch.equal(value, before[key]), f"{key} changed by asking"
+
+
+@every_head_case
+def test_a_heads_answers_are_a_function_of_what_it_was_given(name: str, changes: dict[str, Any]) -> None:
+    features, truth = features_of(48)
+    labels, new = few_labels(truth, 2), features_of(12, seed=1)[0]
+    first, again = head_of(name, **changes), head_of(name, **changes)
+    probs = first.fit(features, labels)
+    again.fit(*(part[:20] for part in (features_of(48, seed=3)[0], labels)))  # of what it learned before, nothing stays
+    torch.manual_seed(17)
+    random.seed(1)
+    np.random.seed(1)
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()  # type: ignore[index]
+    assert torch.equal(again.fit(features, labels), probs)
+    assert torch.equal(again.predict(new), first.predict(new))
+    equal_states(first, again)
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert random.getstate() == states[1]
+    assert (np.random.get_state()[1] == states[2]).all()  # type: ignore[index]
+    with torch.inference_mode():
+        assert torch.equal(again.fit(features, labels), probs)
+    close(head_of(name, **changes).fit(features.T.contiguous().T, labels), probs)
+    close(head_of(name, **changes).fit(features.double(), labels), probs)
+
+
+@every_head_case
+def test_a_head_does_not_know_the_order_of_images(name: str, changes: dict[str, Any]) -> None:
+    features, truth = features_of(48)
+    labels, new = few_labels(truth, 3), features_of(12, seed=1)[0]
+    order = torch.randperm(48, generator=torch.Generator().manual_seed(2))
+    head, shuffled = head_of(name, **changes), head_of(name, **changes)
+    close(shuffled.fit(features[order], labels[order]), head.fit(features, labels)[order])
+    close(shuffled.predict(new), head.predict(new))
+
+
+@every_head_case
+def test_a_head_does_not_know_the_order_of_classes(name: str, changes: dict[str, Any]) -> None:
+    """Nor does it take the -1 of an unlabeled image for a class: counted from the end, it would be the last."""
+    features, truth = features_of(48)
+    labels, new = few_labels(truth, 3), features_of(12, seed=1)[0]
+    labels[(labels == 1).nonzero()[1:]] = -1  # one label, others have three
+    place = torch.tensor([2, 0, 3, 1])
+    renamed = torch.where(labels < 0, -1, place[labels])
+    head, other = head_of(name, **changes), head_of(name, **changes)
+    close(other.fit(features, renamed)[:, place], head.fit(features, labels))
+    close(other.predict(new)[:, place], head.predict(new))
+
+
+@every_head_case
+def test_a_heads_memory_is_its_state(name: str, changes: dict[str, Any]) -> None:
+    features, truth = features_of(48)
+    head, new = head_of(name, **changes), features_of(12, seed=1)[0]
+    head.fit(features, few_labels(truth, 2))
+    expected = head.predict(new)
+    assert tensors_aside(head) == []
+    assert not list(head.parameters())
+    assert set(dict(head.named_buffers())) == set(head.state_dict())
+    refitted = head_of(name, **changes)
+    refitted.fit(features[:30], few_labels(truth, 1)[:30])
+    for loaded in (head_of(name, **changes), refitted):
+        loaded.load_state_dict(head.state_dict())
+        equal_states(loaded, head)
+        assert torch.equal(loaded.predict(new), expected)
+    refitted.fit(features[:30], few_labels(truth, 1)[:30])
+    assert torch.equal(head.predict(new), expected), "the loaded head shares its memory"
+    twin = copy.deepcopy(head)
+    assert torch.equal(twin.predict(new), expected)
+    close(twin.to(torch.float64).predict(new), expected)
+    held = nn.ModuleList([head_of(name, **changes)])
+    held.load_state_dict(nn.ModuleList([head]).state_dict())
+    assert torch.equal(held[0].predict(new), expected)  # type: ignore[operator]
+
+
+@every_head
+def test_an_unfitted_head_says_so(name: str) -> None:
+    with pytest.raises(ValueError, match="fit"):
+        head_of(name).predict(features_of(8)[0])
+
+
+@every_head
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda features, labels: (features.half(), labels), "float32"),
+        (lambda features, labels: (features.long(), labels), "float32"),
+        (lambda features, labels: (features[0], labels), "float32"),
+        (lambda features, labels: (features, labels.int()), "int64"),
+        (lambda features, labels: (features, labels.float()), "int64"),
+        (lambda features, labels: (features, labels[:-1]), "one for each"),
+        (lambda features, labels: (features, labels.clamp_min(0) + 1), "0 .. 3"),
+        (lambda features, labels: (features, labels - 1), "0 .. 3"),
+        (lambda features, labels: (features, torch.where(labels == 3, -1, labels)), r"\[3\]"),
+        (lambda features, labels: (features[:0], labels[:0]), "at least one labeled"),
+        (lambda features, labels: (features / 0, labels), "not a number"),
+    ],
+)
+def test_what_a_head_cannot_learn_from_is_refused_in_a_sentence(name: str, spoil: Any, says: str) -> None:
+    features, truth = features_of(24)
+    with pytest.raises(UserError, match=says):
+        head_of(name).fit(*spoil(features, few_labels(truth, 2)))
+
+
+@every_head
+def test_what_a_head_cannot_name_is_refused_in_a_sentence(name: str) -> None:
+    features, truth = features_of(24)
+    head = head_of(name)
+    head.fit(features, few_labels(truth, 2))
+    with pytest.raises(UserError, match="another network"):
+        head.predict(features[:, 1:])
+    with pytest.raises(UserError, match="float32"):
+        head.predict(features.half())
 
 
 # Detectors

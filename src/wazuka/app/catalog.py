@@ -13,25 +13,26 @@ from typing import Any
 from torch import nn
 
 import wazuka.methods
-from wazuka.contract import Detector, Method
+from wazuka.contract import Detector, Head, Method
 from wazuka.errors import UserError
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One method or detector.
+    """One method, head or detector.
 
     name      its file's name
     setting   its folder's: "semi", "selfsup", ...
     kind      the class
     settings  its Settings dataclass, or None
     summary   the first line of its file
-    fits      whether `wazuka fit` can train it: it learns from labeled and unlabeled images, and names classes
+    fits      whether `wazuka fit` can train it: it learns from labeled and unlabeled images (a head: from their
+              features), and names classes
     """
 
     name: str
     setting: str
-    kind: type[Method] | type[Detector]
+    kind: type[Method] | type[Head] | type[Detector]
     settings: type | None
     summary: str
     fits: bool
@@ -46,14 +47,14 @@ def entries() -> dict[str, Entry]:
             continue
         module = importlib.import_module(module_info.name)
         own = [kind for kind in vars(module).values() if inspect.isclass(kind) and kind.__module__ == module.__name__]
-        kinds = [kind for kind in own if issubclass(kind, (Method, Detector))]
+        kinds = [kind for kind in own if issubclass(kind, (Method, Head, Detector))]
         settings = [kind for kind in own if dataclasses.is_dataclass(kind) and kind.__name__.endswith("Settings")]
         setting, name = module_info.name.split(".")[-2:]
         for kind in kinds:
             label = name if len(kinds) == 1 else kind.__name__.lower()
             chosen = next((s for s in settings if s.__name__ == f"{kind.__name__}Settings"), None)
             summary = (module.__doc__ or "").strip().splitlines()[0] if module.__doc__ else ""
-            fits = setting in ("supervised", "semi") and issubclass(kind, Method)
+            fits = issubclass(kind, Head) or (setting in ("supervised", "semi") and issubclass(kind, Method))
             found[label] = Entry(label, setting, kind, chosen, summary, fits)
     return found
 

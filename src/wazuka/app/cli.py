@@ -44,9 +44,10 @@ def fit(
     labels: Annotated[str | None, Parameter(group=data_group)] = None,
     labels_per_class: Annotated[int | None, Parameter(group=data_group)] = None,
     size: Annotated[int | None, Parameter(group=data_group)] = None,
-    fit: Annotated[Literal["crop", "pad", "squash"], Parameter(group=data_group)] = "crop",
+    fit: Annotated[Literal["auto", "crop", "pad", "squash"], Parameter(group=data_group)] = "auto",
     flip: Annotated[bool | None, Parameter(group=data_group)] = None,
-    method: Annotated[str, Parameter(group=training_group)] = "fixmatch",
+    method: Annotated[str, Parameter(group=training_group)] = "auto",
+    backbone: Annotated[str, Parameter(group=training_group)] = "auto",
     teacher: Annotated[str | None, Parameter(group=training_group)] = None,
     set_: Annotated[tuple[str, ...], Parameter(name="--set", group=training_group, negative="")] = (),
     steps: Annotated[int | None, Parameter(group=training_group)] = None,
@@ -77,13 +78,18 @@ def fit(
     labels_per_class
         Keep this many labels of each class and hide the others, to see what so few would do.
     size
-        Bring images to this many pixels a side. Default: small images keep their size, larger ones become 64.
+        Bring images to this many pixels a side. Default: small images keep their size, larger ones become 224, or 64
+        to learn from scratch.
     fit
-        How another aspect ratio is met: crop the center, pad with black, or squash.
+        How another aspect ratio is met: crop the center, pad with black, or squash. Default: squash for a pre-trained
+        network, crop to learn from scratch.
     flip
         Whether a mirrored image still is of its class. Default: yes for color photos, no for gray images.
     method
-        How to learn; `wazuka methods` lists them.
+        How to learn; `wazuka methods` lists them. Default: photos by their features in a pre-trained network
+        (consensus), small gray images from scratch (fixmatch).
+    backbone
+        The pre-trained network: efficientnet-lite0, or none to learn from scratch.
     teacher
         The folder of a finished run on the same classes, from which --method distillation learns.
     set_
@@ -114,9 +120,9 @@ def fit(
         raise UserError("--resume needs --out with the folder of the run to go on with.")
     with showing_progress() as console, stopping_on_signals() as stop:
         model = job.fit(
-            photos, labels, labels_per_class=labels_per_class, seed=seed, method=method, teacher=teacher,
-            settings=_settings(set_), steps=steps, minutes=minutes, size=size, fit=fit, flip=flip, folds=folds,
-            floor=floor, precision=precision, out=out, resume=resume, watch=Watch(console.step, stop),
+            photos, labels, labels_per_class=labels_per_class, seed=seed, method=method, backbone=backbone,
+            teacher=teacher, settings=_settings(set_), steps=steps, minutes=minutes, size=size, fit=fit, flip=flip,
+            folds=folds, floor=floor, precision=precision, out=out, resume=resume, watch=Watch(console.step, stop),
             opening=console.opening,
         )  # fmt: skip
     if os.environ.get("RANK", "0") != "0":  # under torchrun one process speaks for all
@@ -142,40 +148,62 @@ def fit(
 def predict(
     run: Path,
     /,
-    *photos: str,
-    out: Annotated[Path | None, Parameter(help="A .csv file. Default: standard output.")] = None,
+    *photos: Annotated[str, Parameter(allow_leading_hyphen=True)],  # of "-"
+    out: Out = None,
+    format_: Annotated[Literal["csv", "jsonl"] | None, Parameter(name="--format", group=output_group)] = None,
 ) -> None:
-    """Name photos with a trained classifier: CSV with file,label,probability,runner_up,runner_up_probability,note.
+    """Name photos with a trained classifier: a table of file,label,probability,runner_up,runner_up_probability,note.
 
     A file that can't be read keeps its row: no label, and the reason in the column `note`.
+
+    Examples:
+
+        wazuka predict runs/leaves more-photos --out named.csv
+        wazuka predict runs/leaves monday tuesday/*.jpg "2024/**/*.png" --out named.parquet
+        find . -name "*.jpg" -print0 | wazuka predict runs/leaves - --format jsonl
 
     Parameters
     ----------
     run
         The folder that `wazuka fit` made.
     photos
-        A folder, image files, or anything else that fit takes.
+        A folder, or anything else that fit takes; or several folders, files and patterns in quotes. - reads file names
+        from standard input, one a line or each with a NUL after it.
+    out
+        A file that ends in .csv, .jsonl, .ndjson or .parquet. Default: standard output.
+    format_
+        What standard output gets: csv (the default) or jsonl, an object a line.
     """
     from wazuka.app.console import showing_progress
     from wazuka.app.model import load
-    from wazuka.app.tables import predictions_csv
-    from wazuka.atomic import write_atomic
+    from wazuka.app.tables import TEXTS, format_of, write_predictions
+    from wazuka.data.gather import names_in
 
     if not photos:
         raise UserError("predict needs photos after the run: a folder, or image files.")
-    model = load(run)
+    for word in photos:
+        if word.startswith("-") and word != "-" and not os.path.lexists(word):
+            raise UserError(f"predict has no option {word}; `wazuka predict --help` lists them.")
+    if out is not None:
+        format_of(out)  # before the work
+        if format_ is not None:
+            raise UserError("--format is for standard output; of a file, the ending of --out says the format.")
+    model, listed = load(run), []
+    if "-" in photos:
+        listed = names_in(sys.stdin.buffer.read())
+        if not listed:
+            raise UserError("standard input holds no file name: give one a line.")
+    given = tuple(word for word in photos if word != "-")
     with showing_progress() as console:
-        answers, skipped = model.predict(photos[0] if len(photos) == 1 else photos, progress=console.opening)
-    text = predictions_csv(answers, skipped)
+        images = model.open(given[0] if len(given) == 1 else given, listed, progress=console.opening)
+        answers = model.name(images, lambda done, total: console.step("naming images", done, total))
     if out is None:
-        sys.stdout.write(text)
-        sys.stdout.flush()  # here, where a reader that has gone is met, and not when Python ends
+        # Bytes, for a Windows console's own encoding lacks most of the letters that file names have.
+        sys.stdout.buffer.write(TEXTS[format_ or "csv"](answers, images.skipped).encode())
+        sys.stdout.buffer.flush()  # here, where a reader that has gone is met, and not when Python ends
         return
-    try:
-        write_atomic(out, text)
-    except OSError as error:
-        raise UserError(f"{out} can't be written ({error.strerror}); give another --out.") from error
-    left_out = f", {len(skipped)} unreadable" if skipped else ""
+    write_predictions(answers, images.skipped, out)
+    left_out = f", {len(images.skipped)} unreadable" if images.skipped else ""
     print(f"{len(answers):,} photos named{left_out}: {out}", file=sys.stderr)
 
 

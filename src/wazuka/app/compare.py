@@ -7,13 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from wazuka.app.backbones import Extractor, backbone_named
 from wazuka.app.catalog import entry, make_settings
 from wazuka.app.console import Console, clock, share, showing_progress, span, table
 from wazuka.app.job import Choices, Job, fingerprint
 from wazuka.app.learn import Interrupted, Watch, stopping_on_signals
 from wazuka.app.prepared import prepare
 from wazuka.app.runs import Run
+from wazuka.app.transfer import COMMON_SIDE, SCRATCH_SIDE
 from wazuka.atomic import write_atomic
+from wazuka.contract import Head
 from wazuka.data import Dataset, open_images, require_labels
 from wazuka.errors import UserError
 from wazuka.evaluation import Summary, paired_t, summarize, wilson
@@ -41,7 +44,9 @@ def compare(
     wanted = {name: _parted(name) for name in methods}
     folder = out or Path("runs") / f"compare-{Path(source).name}"
     with showing_progress() as console, stopping_on_signals() as stop:
-        data = open_images(source, progress=console.opening)
+        on_features = _on_features([method for method, _ in wanted.values()])
+        side, shaped = (COMMON_SIDE, "squash") if on_features else (SCRATCH_SIDE, "crop")
+        data = open_images(source, progress=console.opening, common=side, fit=shaped)
         require_labels(data)
         per_class, rest = divmod(labels, data.train.n_classes)
         if rest or per_class == 0:
@@ -52,6 +57,7 @@ def compare(
         asked = {"data": source, "fingerprint": fingerprint(data), "labels": labels, "steps": steps}
         results = _before(folder, asked)
         fabric = launch()
+        extractors = (Extractor(backbone_named("auto"), fabric.device),) if on_features else None
         for seed in range(seeds):
             for name, (method, settings) in wanted.items():
                 if any(row["method"] == name and row["seed"] == seed for row in results["runs"]):
@@ -60,7 +66,7 @@ def compare(
                     raise Interrupted(_command(source, methods, labels, seeds, steps, folder))
                 watch = Watch(_named(console, f"{name}, seed {seed}"), stop)
                 try:
-                    row = _one(data, name, method, settings, per_class, seed, steps, fabric, folder, watch)
+                    row = _one(data, name, method, settings, per_class, seed, steps, fabric, folder, watch, extractors)
                 except Interrupted:
                     raise Interrupted(_command(source, methods, labels, seeds, steps, folder)) from None
                 results["runs"].append(row)
@@ -71,6 +77,7 @@ def compare(
 def _one(
     data: Dataset, name: str, method: str, settings: dict[str, str], per_class: int, seed: int, steps: int | None,
     fabric: Any, folder: Path, watch: Watch,
+    extractors: tuple[Extractor, ...] | None,
 ) -> dict[str, Any]:  # fmt: skip
     prepared = prepare(data, per_class, seed, False, None)
     if prepared.test is None:
@@ -78,10 +85,22 @@ def _one(
     choices = Choices(
         source=data.name, labels_per_class=per_class, seed=seed, method=method, settings=settings, steps=steps
     )
-    job = Job(choices, prepared, fabric, Run(folder), watch)
+    job = Job(choices, method, choices.fit, prepared, fabric, Run(folder), watch, extractors=extractors)
     guesses, seconds = job.rival(method, settings)
     correct, n = int((guesses == prepared.test.labels).sum()), len(prepared.test)
     return {"method": name, "seed": seed, "correct": correct, "n": n, "seconds": round(seconds, 2)}
+
+
+def _on_features(methods: Sequence[str]) -> bool:
+    """Whether the methods are heads. Raises UserError where some are and some learn from scratch."""
+    heads = [method for method in methods if issubclass(entry(method).kind, Head)]
+    if heads and len(heads) < len(methods):
+        other = next(method for method in methods if method not in heads)
+        raise UserError(
+            f"{heads[0]} learns on a pre-trained network's features and {other} from scratch, which is no fair "
+            "comparison: compare them apart."
+        )
+    return bool(heads)
 
 
 def _named(console: Console, name: str) -> Callable[[str, int, int], None]:

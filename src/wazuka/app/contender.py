@@ -19,6 +19,8 @@ from wazuka.data import ImageSet, folds
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+    from wazuka.app.trust import CrossFitted
+
 
 @dataclass(frozen=True)
 class Contender:
@@ -87,8 +89,11 @@ class Contender:
 
 @dataclass(frozen=True)
 class Trained:
-    """probs: (N, classes) for `prepared.asked`, or None where nothing could be measured."""
+    """probs: (N, classes) for `prepared.asked`, or None where nothing could be measured. cross: a head's cross-fitted
+    answers to all labels, where they were asked for.
+    """
 
     learner: Learner
     seconds: float
     probs: np.ndarray | None
+    cross: "CrossFitted | None" = None

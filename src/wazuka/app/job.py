@@ -16,17 +16,29 @@ import numpy as np
 import torch
 
 import wazuka
+from wazuka.app.backbones import Extractor, backbone_named
 from wazuka.app.catalog import entry, make_settings
 from wazuka.app.contender import Contender, Trained
 from wazuka.app.floor import FLOOR, Verdict, guessed_shares, judge
 from wazuka.app.gallery import save_gallery
-from wazuka.app.learn import Interrupted, Learner, Watch
+from wazuka.app.learn import Interrupted, Watch
 from wazuka.app.model import Model, save_model
 from wazuka.app.prepared import Prepared, parts_of, prepare
 from wazuka.app.reporting import write_report
 from wazuka.app.runs import FORMAT, Run, new_run, open_run, require_free
 from wazuka.app.teacher import Teacher, before_teacher, open_teacher
+from wazuka.app.transfer import (
+    COMMON_SIDE,
+    SCRATCH_SIDE,
+    FeatureContender,
+    FrozenClassifier,
+    Known,
+    extractors_for,
+    suits,
+)
+from wazuka.app.trust import learn_trust
 from wazuka.atomic import save_atomic, write_atomic
+from wazuka.contract import Head
 from wazuka.data import Dataset, Draw, ImageSet, draw_from_json, draw_to_json, open_images
 from wazuka.errors import UserError
 from wazuka.evaluation import evaluate
@@ -34,6 +46,8 @@ from wazuka.training.processes import launch, precision_named
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+HEAD = "consensus"           # what learns on features where nobody says
+FLOOR_HEAD = "linear_probe"  # what learns on the features of the labels alone
 FLOOR_SHARE = 0.3  # about what learning from the labels alone costs, in trainings with unlabeled images
 
 
@@ -45,13 +59,14 @@ class Choices:
     labels: str | None = None
     labels_per_class: int | None = None
     seed: int = 0
-    method: str = "fixmatch"
+    method: str = "auto"
+    backbone: str = "auto"
     teacher: str | None = None
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     steps: int | None = None
     minutes: float | None = None
     size: int | None = None
-    fit: str = "crop"
+    fit: str = "auto"
     flip: bool | None = None
     folds: int = 4
     floor: bool = True
@@ -93,13 +108,14 @@ def fit(
     *,
     labels_per_class: int | None = None,
     seed: int = 0,
-    method: str = "fixmatch",
+    method: str = "auto",
+    backbone: str = "auto",
     teacher: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
     steps: int | None = None,
     minutes: float | None = None,
     size: int | None = None,
-    fit: str = "crop",
+    fit: str = "auto",
     flip: bool | None = None,
     folds: int = 4,
     floor: bool = True,
@@ -116,10 +132,14 @@ def fit(
     labels            a CSV file of `file,label` beside the folder
     labels_per_class  keep that many labels of each class, hide the others: to learn what few labels would do
     seed              decides the draw, the start and every augmentation
-    method            "fixmatch", "supervised", ... (`wazuka methods`); settings: its settings, by name
+    method            "consensus", "fixmatch", ... (`wazuka methods`); "auto": consensus on a pre-trained network's
+                      features, or FixMatch from scratch for small gray images; settings: its settings, by name
+    backbone          "efficientnet-lite0": a pre-trained network whose features heads learn on; "none": from scratch;
+                      "auto": as the method and the images suggest
     teacher           the folder of a finished run on the same classes, which "distillation" learns from
     steps, minutes    how long to train; neither: what the plan for images of this size says
-    size              pixels images are brought to; fit: how ("crop", "pad", "squash")
+    size              pixels images are brought to; fit: how ("crop", "pad", "squash"; "auto" squashes for a pre-trained
+                      network, so that nothing is lost at the edges, and else crops)
     flip              whether a mirrored image still is of its class; None: yes for photos in color
     folds             of the cross-validation that measures a run without test images; 0: none
     floor             learn from the labels alone as well, to see whether the unlabeled images helped; where
@@ -132,24 +152,76 @@ def fit(
     """
     choices = Choices(
         source=str(source), labels=None if labels is None else str(labels), labels_per_class=labels_per_class,
-        seed=seed, method=method, teacher=None if teacher is None else str(teacher), settings=dict(settings or {}),
-        steps=steps, minutes=minutes, size=size, fit=fit, flip=flip, folds=folds, floor=floor, precision=precision,
+        seed=seed, method=method, backbone=backbone, teacher=None if teacher is None else str(teacher),
+        settings=dict(settings or {}), steps=steps, minutes=minutes, size=size, fit=fit, flip=flip, folds=folds,
+        floor=floor, precision=precision,
     )  # fmt: skip
-    make_settings(entry(choices.method), choices.settings)  # before any image is read: a typo should not cost minutes
-    taught_by = open_teacher(entry(choices.method), choices.teacher)
+    # before any image is read: a typo should not cost minutes
+    wanted = wanted_backbone(choices)
+    pretrained = backbone_named(wanted) if wanted != "none" else None
+    if choices.method != "auto":
+        make_settings(entry(choices.method), choices.settings)
+    taught_by = open_teacher(entry(choices.method), choices.teacher) if choices.method != "auto" else None
     fabric = launch()
     # chosen by one process, or the others would find it taken and choose the next
     folder = Path(fabric.broadcast(str(out or free_folder(Path(str(source)).name or "run")))).expanduser()
     _look_ahead(folder, resume, fabric)
-    data = open_images(choices.source, choices.labels, size=choices.size, fit=choices.fit, progress=opening)
+    shaped = choices.fit if choices.fit != "auto" else "crop" if pretrained is None else "squash"
+    data = open_images(
+        choices.source, choices.labels, size=choices.size, fit=shaped, progress=opening,
+        common=SCRATCH_SIDE if pretrained is None else COMMON_SIDE,
+    )  # fmt: skip
+    if min(data.train.size) < 2:
+        raise UserError(f"Images of {data.train.size[0]} x {data.train.size[1]} pixels are too small to learn from: "
+                        "take at least 2 a side.")  # fmt: skip
+    if wanted == "auto" and not suits(data.train):
+        pretrained = None
+    method_name = named_method(choices, pretrained is not None)
+    if choices.method == "auto":
+        make_settings(entry(method_name), choices.settings)
     before = _begun(folder, choices, data) if resume else None
     fabric.barrier()  # or the first process would begin the run before the last has looked
     draw = _saved_draw(folder) if before and choices.labels_per_class else None
     prepared = prepare(data, choices.labels_per_class, choices.seed, choices.folds > 0, draw)
     if taught_by is not None:
         prepared = before_teacher(prepared, taught_by, choices.seed, choices.labels_per_class, fingerprint(data))
-    job = Job(choices, prepared, fabric, Run(folder), watch or Watch(), taught_by)
+    watch, extractors, known = watch or Watch(), None, {}  # type: ignore[var-annotated]
+    if pretrained is not None:
+        item = entry(method_name)
+        try:
+            extractors = extractors_for(pretrained, item, prepared, known, fabric, choices.precision, watch)
+        except Interrupted:  # no run has begun, but the features that were extracted stay
+            raise Interrupted(choices.command(folder, resume)) from None
+    job = Job(choices, method_name, shaped, prepared, fabric, Run(folder), watch, taught_by, extractors, known)
     return job.work(before, baselines)
+
+
+def wanted_backbone(choices: Choices) -> str:
+    """"none", "auto" where the images are to decide, or a backbone's name. Raises UserError for what can't go together.
+    """
+    item = entry(choices.method) if choices.method != "auto" else None
+    on_features = item is not None and issubclass(item.kind, Head)
+    if choices.backbone == "none":
+        if on_features:
+            raise UserError(f"--method {choices.method} learns on a pre-trained network's features; leave --backbone "
+                            "none out.")  # fmt: skip
+        return "none"
+    if item is not None and not on_features:
+        if choices.backbone != "auto":
+            raise UserError(f"--method {choices.method} learns from scratch and takes no --backbone; leave one of them "
+                            "out.")  # fmt: skip
+        return "none"
+    if choices.steps is not None:
+        if on_features or choices.backbone != "auto":
+            raise UserError("--steps is the length of a training from scratch; a pre-trained network's features are "
+                            "learned in one go: leave it out.")  # fmt: skip
+        return "none"
+    return "efficientnet-lite0" if on_features and choices.backbone == "auto" else choices.backbone
+
+
+def named_method(choices: Choices, on_features: bool) -> str:
+    """The method's name, where "auto" was chosen too."""
+    return choices.method if choices.method != "auto" else HEAD if on_features else "fixmatch"
 
 
 def free_folder(name: str) -> Path:
@@ -215,15 +287,19 @@ class Job:
     """One run being made; the steps of `work` are the story."""
 
     choices: Choices
+    method: str
+    fit: str
     prepared: Prepared
     fabric: "Fabric"
     run: Run
     watch: Watch
     teacher: Teacher | None = None
+    extractors: tuple[Extractor, ...] | None = None
+    known: Known = dataclasses.field(default_factory=dict)
 
     def work(self, before: dict[str, Any] | None, baselines: Any) -> Model:
-        method = self._contender(self.choices.method, self.choices.settings)
-        floor = self._contender(FLOOR, {}, "floor-") if self._wants_floor() else None
+        method: Any = self._contender(self.method, self.choices.settings)
+        floor: Any = self._contender(self._floor, {}, "floor-") if self._wants_floor() else None
         learner = method.learner()
         steps = before["steps"] if before else self._steps(learner, method.folds, floor is not None)
         facts = self._facts(method, steps)
@@ -257,7 +333,7 @@ class Job:
         train = self.prepared.train
         kept = alone if alone is not None and verdict is not None and verdict.floor_stays else trained
         return Model(
-            kept.learner.method, train.classes, train.size, train.channels, self.choices.fit,
+            kept.learner.method, train.classes, train.size, train.channels, self.fit,
             self.run.read("metrics.json"), self.fabric.device, self.run.folder,
         )  # fmt: skip
 
@@ -267,12 +343,26 @@ class Job:
         """
         assert self.prepared.test is not None
         other = self._contender(method, settings)
+        if isinstance(other, FeatureContender):
+            trained = other.train(other.learner(), 1, self.watch, self.run)
+            assert trained.probs is not None
+            return trained.probs.argmax(axis=1), trained.seconds
         learner = other.learner()
         steps = self.choices.steps or other.plan.steps
         seconds = learner.learn(steps, f"{method}, {', '.join(map(str, settings.values()))}", self.watch)
         return learner.predict(self.prepared.test.images).argmax(axis=1), seconds
 
-    def _contender(self, method: str, given: Mapping[str, Any], prefix: str = "") -> Contender:
+    @property
+    def _floor(self) -> str:
+        """The method that learns from the labels alone."""
+        return FLOOR if self.extractors is None else FLOOR_HEAD
+
+    def _contender(self, method: str, given: Mapping[str, Any], prefix: str = "") -> Contender | FeatureContender:
+        if self.extractors is not None:
+            return FeatureContender(
+                entry(method), given, self.prepared, self.choices.seed, self.choices.folds, self.fabric,
+                self.extractors, prefix, self.known,
+            )  # fmt: skip
         taught_by = self.teacher.model.method if self.teacher is not None else None
         folds = self.choices.folds if taught_by is None else 0  # it knows the labels that a fold would hide
         return Contender(
@@ -289,14 +379,16 @@ class Job:
         if self.teacher is not None:
             return False
         measured = self.prepared.test is not None or (self.choices.folds > 0 and parts_of(train, 2) > 1)
-        return self.choices.floor and self.choices.method != FLOOR and measured and train.n_labeled < len(train)
+        return self.choices.floor and self.method != self._floor and measured and train.n_labeled < len(train)
 
     def _verdict(self, trained: Trained, alone: Trained | None) -> Verdict | None:
         if alone is None or alone.probs is None or trained.probs is None:
             return None
         return judge(trained.probs, alone.probs, self.prepared.asked.labels, chooses=self.prepared.test is None)
 
-    def _steps(self, learner: Learner, folds: int, floor: bool) -> int:
+    def _steps(self, learner: Any, folds: int, floor: bool) -> int:
+        if self.extractors is not None:
+            return 1
         if self.choices.minutes is None:
             return self.choices.steps or learner.plan.steps
         each = float(self.fabric.broadcast(learner.seconds_per_step()))  # one number for all processes
@@ -304,7 +396,7 @@ class Job:
         # a tenth is kept back for measuring, saving and a machine that slows down
         return max(1, int(0.9 * self.choices.minutes * 60 / each / trainings))
 
-    def _facts(self, method: Contender, steps: int) -> dict[str, Any]:
+    def _facts(self, method: Any, steps: int) -> dict[str, Any]:
         train, data, settings = self.prepared.train, self.prepared.data, method.settings
         return {
             "format": FORMAT,
@@ -324,6 +416,7 @@ class Job:
             "settings": _plain(dataclasses.asdict(settings)) if settings is not None else {},
             "teacher": self.teacher.describe() if self.teacher is not None else None,
             "plan": method.plan.describe(),
+            "texture": self.extractors is not None and len(method.used) > 1,
             "steps": steps,
             "data": data.name,
             "source": data.source,
@@ -331,7 +424,7 @@ class Job:
             "classes": list(train.classes),
             "size": list(train.size),
             "channels": train.channels,
-            "fit": self.choices.fit,
+            "fit": self.fit,
             "n_labeled": train.n_labeled,
             "n_unlabeled": len(train) - train.n_labeled,
             "labels_per_class": train.class_counts().tolist(),
@@ -356,10 +449,11 @@ class Job:
         kept, other, name = trained, alone, "the same network on the labels alone"
         if alone is not None and verdict is not None and verdict.floor_stays:
             kept, other, name = alone, trained, f"{facts['method']} on labels and unlabeled images together"
-            facts = facts | {"method": FLOOR, "settings": _plain(dataclasses.asdict(alone.learner.settings)),
+            facts = facts | {"method": self._floor, "settings": _plain(dataclasses.asdict(alone.learner.settings)),
                              "kept": "labels alone"}  # fmt: skip
-        save_model(self.run, kept.learner.method)
         train, asked = self.prepared.train, self.prepared.asked
+        facts = self._with_trust(facts, kept)
+        save_model(self.run, kept.learner.method)
         train_probs = kept.learner.predict(train.images)
         metrics: dict[str, Any] = {
             "test_accuracy": None, "test_accuracy_interval": None, "n_test": 0,
@@ -391,6 +485,18 @@ class Job:
         write_report(self.run)
         self.run.write("run.json", facts | {"state": "done", "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
         self.run.tidy()
+
+    def _with_trust(self, facts: dict[str, Any], kept: Trained) -> dict[str, Any]:
+        """Learn how far a head's answers can be taken at their word; from here on its probabilities are calibrated."""
+        method, train = kept.learner.method, self.prepared.train
+        if not isinstance(method, FrozenClassifier):
+            return facts
+        labeled = kept.learner.contender.features(train, self.watch)[train.labeled]  # type: ignore[attr-defined]
+        method.trust = trust = learn_trust(kept.cross, labeled, train.classes)
+        if kept.probs is not None:
+            kept.probs[:] = trust.calibrated(kept.probs)
+        told = {"temperature": trust.temperature, "siblings": len(trust.siblings), "sets": trust.told}
+        return facts | {"trust": told}
 
     def _write_gallery(self, held_out: tuple[np.ndarray, ImageSet] | None, train_probs: np.ndarray) -> None:
         test_probs, tested = held_out if held_out is not None else (None, None)

@@ -20,7 +20,7 @@ from torch import Tensor
 from wazuka.app.catalog import Entry, build
 from wazuka.app.plan import Plan
 from wazuka.app.runs import Run
-from wazuka.contract import Method, Stream
+from wazuka.contract import Head, Method, Stream
 from wazuka.data import ImageSet
 from wazuka.data.streams import Batches, Pool
 from wazuka.errors import UserError
@@ -74,6 +74,11 @@ class Learner:
     method: Method = field(init=False)
 
     def __post_init__(self) -> None:
+        if issubclass(self.item.kind, Head):
+            raise UserError(
+                f"{self.item.name} learns on the features of a pre-trained network: use it through `wazuka fit PHOTOS "
+                f"--method {self.item.name}`."
+            )
         if self.teacher is None and takes_teacher(self.item):
             raise wants_teacher(self.item)
         torch.manual_seed(mix(self.seed))

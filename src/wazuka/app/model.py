@@ -1,5 +1,7 @@
 """A trained classifier, opened from its run: images in, names and probabilities out."""
 
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,25 +11,40 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from wazuka.app.backbones import Extractor, Pretrained, backbone_named, texture_of
 from wazuka.app.catalog import build, entry, make_settings
 from wazuka.app.learn import predict
 from wazuka.app.runs import Run, open_run
+from wazuka.app.transfer import FrozenClassifier, build_head
+from wazuka.app.trust import trust_from
 from wazuka.atomic import save_atomic
 from wazuka.contract import Method
 from wazuka.data import ImageSet, Skipped, open_images
+from wazuka.data.decode import Shape
+from wazuka.data.gather import is_mixed, open_gathered
 from wazuka.errors import UserError
 from wazuka.nets import ConvNet
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says of one image. probability: its own, in [0, 1], of `label`; runner_up: the second guess."""
+    """What the model says of one image. The last three are None where the run has nothing that tells them.
+
+    probability   its own, in [0, 1], of `label`
+    runner_up     the second guess
+    label_set     the classes that can't be ruled out
+    oddness       p-value in [0, 1] of being one of the classes at all; low for a photo of something else
+    abstained     whether the answer is too unsure to be used
+    """
 
     file: str
     label: str
     probability: float
     runner_up: str
     runner_up_probability: float
+    label_set: tuple[str, ...] | None = None
+    oddness: float | None = None
+    abstained: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -61,8 +78,21 @@ class Model:
             )
         return predict(self.method, images, self.device)
 
-    def open(self, source: Any, **options: Any) -> ImageSet:
-        """Any form of pictures (see `wazuka.images`) in this model's size and channels, all splits together."""
+    def probabilities(self, images: ImageSet, progress: Any = None) -> np.ndarray:
+        """As `predict_proba`, but features that were extracted before are taken from where they are kept."""
+        if not isinstance(self.method, FrozenClassifier):
+            return self.predict_proba(images.images)
+        return self.method.probabilities(images, progress)
+
+    def open(self, source: Any, listed: Sequence[str] = (), **options: Any) -> ImageSet:
+        """Any form of pictures (see `wazuka.images`) in this model's size and channels, all splits together.
+
+        source    also a pattern ("photos/**/*.jpg"), or a list of folders, files and patterns
+        listed    more files and folders, out of a list: one that is not there stands in `skipped`
+        """
+        if listed or is_mixed(source):
+            given = [source] if isinstance(source, (str, Path)) else source
+            return open_gathered(given, listed, Shape(self.size, self.channels, self.fit), **options).train
         data = open_images(source, size=self.size, channels=self.channels, fit=self.fit, check=False, **options)
         if data.test is None or not len(data.test):
             return data.train
@@ -78,13 +108,13 @@ class Model:
         )
 
     def predict(self, source: Any, **options: Any) -> tuple[list[Prediction], tuple[Skipped, ...]]:
-        """Name every picture of `source`; returns the answers and the files that could not be read."""
+        """Name every picture of `source` (see `open`); returns the answers and the files that could not be read."""
         images = self.open(source, **options)
         return self.name(images), images.skipped
 
-    def name(self, images: ImageSet) -> list[Prediction]:
+    def name(self, images: ImageSet, progress: Any = None) -> list[Prediction]:
         """Predictions for an ImageSet of this model's size and channels, in its order."""
-        probs = self.predict_proba(images.images)
+        probs = self.probabilities(images, progress)
         order = np.argsort(-probs, axis=1, kind="stable")[:, :2]
         return [
             Prediction(
@@ -96,7 +126,10 @@ class Model:
 
 def save_model(run: Run, method: Method) -> None:
     """Write the weights, and nothing that could execute."""
-    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in method.state_dict().items()}
+    state = method.state_dict()
+    if isinstance(method, FrozenClassifier) and method.trust is not None:
+        state = state | method.trust.state()
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
     save_atomic(run.model, lambda path: save_file(tensors, path))
 
 
@@ -110,12 +143,24 @@ def load(folder: str | Path) -> Model:
         item = entry(facts["method"])
         classes, channels = tuple(facts["classes"]), int(facts["channels"])
         shape = facts["plan"]["net"]
-        net = ConvNet(channels, len(classes), tuple(shape["widths"]), momentum=0.1, stride=shape.get("stride", 1))
         given = {} if facts.get("kept") == "labels alone" else facts["choices"]["settings"]
         settings = make_settings(item, given)  # those of the plan change no shape
         size = (int(facts["size"][0]), int(facts["size"][1]))
-        pool = int(facts["n_labeled"]) + int(facts["n_unlabeled"])
-        method = build(item, net, len(classes), settings, unlabeled=pool, shape=(channels, *size))
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        method: Method
+        if shape["kind"] == "pretrained":
+            views = [_same_backbone(folder, shape)]
+            if facts.get("texture") and (texture := texture_of(views[0])) is not None:
+                views.append(texture)
+            precision = str(facts["choices"]["precision"])
+            extractors = tuple(Extractor(view, device, precision) for view in views)
+            extra = sum(view.feature_size for view in views[1:])
+            blank = build_head(item, len(classes), settings, extra)
+            method = FrozenClassifier(extractors, copy.deepcopy(blank))
+        else:
+            net = ConvNet(channels, len(classes), tuple(shape["widths"]), momentum=0.1, stride=shape.get("stride", 1))
+            pool = int(facts["n_labeled"]) + int(facts["n_unlabeled"])
+            method = build(item, net, len(classes), settings, unlabeled=pool, shape=(channels, *size))
         fit = str(facts["fit"])
     except UserError:
         raise
@@ -123,13 +168,25 @@ def load(folder: str | Path) -> Model:
         raise UserError(f"{folder}/run.json lacks what a model needs ({error}); fit it again.") from error
     try:
         with safe_open(run.model, framework="pt") as file:
-            method.load_state_dict({name: file.get_tensor(name) for name in file.keys()})
+            state = {name: file.get_tensor(name) for name in file.keys()}
+        if isinstance(method, FrozenClassifier):
+            method.trust = trust_from(state, facts.get("trust", {}), lambda: copy.deepcopy(blank))
+            state = {name: value for name, value in state.items() if name.startswith("head.")}
+        method.load_state_dict(state)
     except Exception as error:  # safetensors raises its own SafetensorError, which derives from Exception alone
         raise UserError(f"{run.model} is damaged or from another version ({_short(error)}); fit it again.") from error
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     method = method.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     metrics = run.read("metrics.json") if (run.folder / "metrics.json").exists() else {}
     return Model(method, classes, size, channels, fit, metrics, device, run.folder)
+
+
+def _same_backbone(folder: str | Path, shape: dict[str, Any]) -> Pretrained:
+    """The network that the run's head learned on. Raises UserError where it is missing, or is another one now."""
+    backbone = backbone_named(shape["backbone"], int(shape["size"]))
+    if backbone.key() != shape["key"]:
+        raise UserError(f"{folder} learned on other weights of {backbone.name} than those installed here: install the "
+                        "same, or fit it again.")  # fmt: skip
+    return backbone
 
 
 def _short(error: Exception) -> str:

@@ -57,17 +57,21 @@ class Shape:
     channels   1 gray, 3 RGB
     fit        what happens to another aspect ratio: "crop" scales to cover the size and cuts the center out,
                "pad" scales to fit inside and fills with black, "squash" stretches
+    common     pixels a side where no size is given and the pictures share no small one
     """
 
     size: tuple[int, int] | None = None
     channels: int | None = None
     fit: str = "crop"
+    common: int = 64
 
     def __post_init__(self) -> None:
         if self.size is not None and not all(1 <= side <= 4096 for side in self.size):
             raise UserError(f"size must lie between 1 and 4096 pixels, got {self.size[0]} x {self.size[1]}")
         if self.channels not in (None, 1, 3):
             raise UserError(f"channels must be 1 (gray) or 3 (RGB), got {self.channels}")
+        if not 1 <= self.common <= 4096:
+            raise UserError(f"common must lie between 1 and 4096 pixels, got {self.common}")
         if self.fit not in ("crop", "pad", "squash"):
             raise UserError(f'fit must be "crop", "pad" or "squash", got "{self.fit}"')
 

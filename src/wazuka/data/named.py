@@ -4,6 +4,7 @@ import difflib
 import importlib.util
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,9 @@ import numpy as np
 
 from wazuka.data.cache import Pack, Source, cache_folder, find_pack, open_pack
 from wazuka.data.decode import Shape
-from wazuka.data.folder import split_off
+from wazuka.data.folder import open_folder, split_off
 from wazuka.data.imageset import Dataset, ImageSet, Skipped
+from wazuka.data.listing import list_folder
 from wazuka.data.pack import Progress
 from wazuka.errors import UserError
 
@@ -31,6 +33,8 @@ HUB: dict[str, tuple[str, str | None, str | None]] = {
     "tiny_imagenet": ("zh-plus/tiny-imagenet", None, "label"),
 }
 _DIGITS_TEST = 500
+# name -> (package that holds it as a folder of photos, the folder in it, the extra that installs the package)
+PACKAGED = {"textiles": ("conformal_clip_data", "data/textile_images/simulated", "examples")}
 
 
 def digits() -> Dataset:
@@ -65,7 +69,7 @@ def known_names() -> list[str]:
     """Every name that `open_named` may take on this machine, sorted."""
     folder = data_folder()
     local = [path.name for path in folder.iterdir() if path.is_dir() and any(path.glob("*.parquet"))] if folder else []
-    return sorted({"digits", *HUB, *local})
+    return sorted({"digits", *PACKAGED, *HUB, *local})
 
 
 def is_named(source: str) -> bool:
@@ -83,9 +87,23 @@ def open_named(
     folder = data_folder()
     if folder is not None and (folder / name).is_dir():
         return open_parquet(folder / name, shape, cache, progress, split=split, name=source)
+    if name in PACKAGED and split is None:
+        return _open_packaged(name, shape, cache, progress)
     if name not in HUB:
         raise _unknown(source)
     return _open_hub(name, split, shape, cache, progress)
+
+
+def _open_packaged(name: str, shape: Shape, cache: str | Path | bool | None, progress: Progress | None) -> Dataset:
+    """A folder of photos inside an installed package, whose code is not run."""
+    package, inside, extra = PACKAGED[name]
+    found = importlib.util.find_spec(package)
+    places = [Path(place) / inside for place in (found.submodule_search_locations or ())] if found else []
+    folder = next((place for place in places if place.is_dir()), None)
+    if folder is None:
+        raise UserError(f"{name} is not on this machine: pip install 'wazuka[{extra}]'")
+    data = open_folder(folder, list_folder(folder), None, shape, cache, progress, True)
+    return replace(data, name=name)
 
 
 def open_parquet(

@@ -1,6 +1,7 @@
 """`open_images`: the one door for pictures, whatever form they come in."""
 
 import difflib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ def open_images(
     size: int | tuple[int, int] | None = None,
     channels: int | None = None,
     fit: str = "crop",
+    common: int = 64,
     cache: str | Path | bool | None = None,
     progress: Progress | None = None,
     check: bool = True,
@@ -37,7 +39,7 @@ def open_images(
     labels      for a folder: a CSV file, or {file: label}; for arrays: (N,) integers or names, -1 or None where
                 unknown; for Parquet: the name of the label column
     size        pixels: a side, or (height, width). None: pictures that share a size of at most 96 keep it, all others
-                become 64 x 64
+                become `common` x `common`
     channels    1 gray or 3 RGB. None: 1 if every picture is gray, else 3
     fit         what happens to another aspect ratio: "crop" the center, "pad" with black, or "squash"
     cache       a folder; None: $WAZUKA_CACHE or the platform's cache folder; False: keep nothing
@@ -47,7 +49,7 @@ def open_images(
     Raises UserError, one sentence, for anything wrong with the input as a whole. Single files that can't be read never
     stop it: they stand in `skipped`.
     """
-    shape = _shape(size, channels, fit)
+    shape = _shape(size, channels, fit, common)
     if isinstance(source, (str, Path)):
         return _open_path(str(source), labels, shape, cache, progress, check)
     if isinstance(source, (list, tuple)) and source and all(isinstance(item, (str, Path)) for item in source):
@@ -67,7 +69,7 @@ def _open_path(
     progress: Progress | None,
     check: bool,
 ) -> Dataset:
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if not source.strip():
         raise UserError("the name of the images is empty: give a folder, a file or the name of a data set")
     if path.is_dir():
@@ -89,7 +91,7 @@ def _open_path(
         if labels is not None:
             raise UserError(f"{source} has its own labels: leave the others out")
         return open_named(source, shape, cache, progress)
-    raise _missing(source)
+    raise missing(source)
 
 
 def _open_folder(
@@ -123,24 +125,24 @@ def _column(labels: Any) -> str | None:
     raise UserError("the labels of a Parquet source must be the name of its label column")
 
 
-def _shape(size: int | tuple[int, int] | None, channels: int | None, fit: str) -> Shape:
+def _shape(size: int | tuple[int, int] | None, channels: int | None, fit: str, common: int) -> Shape:
     if size is not None and not isinstance(size, tuple):
         size = (int(size), int(size))
-    return Shape(size, channels, fit)
+    return Shape(size, channels, fit, common)
 
 
 def _existing(item: str | Path) -> Path:
-    path = Path(item).expanduser()
+    path = Path(os.path.expanduser(item))
     if not path.exists():
-        raise _missing(str(item))
+        raise missing(str(item))
     if path.is_dir():
         raise UserError(f"{item} is a folder: give either one folder or a list of files")
     return path
 
 
-def _missing(source: str) -> UserError:
+def missing(source: str) -> UserError:
     """Nothing has this name: offer what looks like it, beside where it should be and among the public sets."""
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     try:
         beside = {entry.name: str(path.parent / entry.name) for entry in path.parent.iterdir()}
     except OSError:

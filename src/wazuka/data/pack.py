@@ -22,8 +22,7 @@ from PIL import Image
 from wazuka.data.decode import Picture, Shape, Unreadable, decode, measure
 from wazuka.data.imageset import Skipped
 
-KEPT_SIDE = 96  # pictures that share a size up to this keep it
-COMMON_SIDE = 64  # every other set is brought to this
+KEPT_SIDE = 96  # pictures that share a size up to this keep it; every other set is brought to shape.common
 _CHUNK = 64  # most pictures a task: enough to make the queue cheap
 _TICKS = 128  # least tasks a thread, so that the progress bar moves smoothly even if each picture takes long
 _PEEK = 16 << 20  # bytes from which a file's header is looked at before the file is read
@@ -153,13 +152,13 @@ def _first_plan(sample: Iterable[Item], shape: Shape) -> _Plan:
             sizes.add(measure(data))
             if not color and tried < _COLOR_SAMPLE and shape.channels is None:
                 tried += 1
-                color = len(decode(data, Shape((COMMON_SIDE, COMMON_SIDE))).pixels) == 3
+                color = len(decode(data, Shape((shape.common, shape.common))).pixels) == 3
         except Unreadable:
             continue
         if len(sizes) > 1 and (color or tried == _COLOR_SAMPLE or shape.channels is not None):
             break
     keep = shape.size is None and len(sizes) == 1 and all(side <= KEPT_SIDE for size in sizes for side in size)
-    size = shape.size or (next(iter(sizes)) if keep else (COMMON_SIDE, COMMON_SIDE))
+    size = shape.size or (next(iter(sizes)) if keep else (shape.common, shape.common))
     channels = shape.channels or (3 if color else 1)
     return _Plan(shape, size, channels, keep_size=keep, keep_gray=shape.channels is None and not color)
 
@@ -207,7 +206,7 @@ def _row(picture: Picture, plan: _Plan) -> np.ndarray:
     """The picture's (C, H, W) pixels as the plan wants them; raises _Surprise if it can't have them."""
     pixels = picture.pixels
     if plan.keep_size and pixels.shape[1:] != plan.size:
-        raise _Surprise(replace(plan, size=(COMMON_SIDE, COMMON_SIDE), keep_size=False))
+        raise _Surprise(replace(plan, size=(plan.shape.common, plan.shape.common), keep_size=False))
     if len(pixels) == plan.channels:
         return pixels
     if len(pixels) == 1:

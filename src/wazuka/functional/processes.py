@@ -51,3 +51,14 @@ def gathered(rows: Tensor) -> Tensor:
     pieces = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(count)]
     dist.all_gather(pieces, rows.detach().contiguous())
     return torch.cat(pieces)
+
+
+def joined(rows: Tensor) -> Tensor:
+    """What `gathered` returns, and gradients flow to every process's rows, by the rule of `mean_over_processes`."""
+    count = process_count()
+    if count == 1:
+        return rows
+    before = dist.get_rank() * len(rows)
+    after = (count - 1) * len(rows) - before
+    placed = torch.cat([rows.new_zeros(before, *rows.shape[1:]), rows, rows.new_zeros(after, *rows.shape[1:])])
+    return mean_over_processes(placed) * count

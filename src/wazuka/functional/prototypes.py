@@ -1,5 +1,6 @@
 """Classes as points: their means, and how far images lie from them."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -34,3 +35,23 @@ def cosine_distances(features: Tensor, prototypes: Tensor) -> Tensor:
     Half the squared distance between the two points on the unit sphere, and computed as that: exact near 0.
     """
     return squared_distances(F.normalize(features, dim=1), F.normalize(prototypes, dim=1)) / 2
+
+
+def squared_distances_of_many(features: Tensor, prototypes: Tensor, block: int = 8192) -> Tensor:
+    """The same numbers as `squared_distances`, for many features: no tensor of (N, C, D) is made.
+
+    features    (N, D)
+    prototypes  (C, D)
+    block       how many features are worked on at a time
+    returns     (N, C)  >= 0
+
+    It multiplies out, |z|^2 - 2 z.c + |c|^2, with the prototypes' mean as origin: what cancels is then no larger than
+    the distances between features and prototypes, and the error about 1e-6 of the largest of them.
+    """
+    origin = prototypes.mean(dim=0)
+    own = prototypes - origin
+    parts = []
+    for part in features.split(block):
+        part = part - origin
+        parts.append(part.square().sum(dim=1, keepdim=True) - 2 * part @ own.T + own.square().sum(dim=1))
+    return torch.cat(parts).clamp_min(0)

@@ -35,6 +35,64 @@ def halving(times: float) -> Callable[[float], float]:
     return schedule
 
 
+def falling(progress: float) -> float:
+    """A straight line from 1 at the start to 0 at the end."""
+    return 1 - progress
+
+
+def staircase(*drops: float) -> Callable[[float], float]:
+    """A factor of 1, and a tenth of what it was from each of `drops` on, which are shares of the run."""
+    if not all(0 < drop < 1 for drop in drops):
+        raise ValueError(f"drops are shares of the run, in (0, 1), got {drops}")
+
+    def schedule(progress: float) -> float:
+        return float(0.1 ** sum(progress >= drop for drop in drops))
+
+    return schedule
+
+
+def slanted_triangle(cut: float = 0.1, ratio: float = 32.0) -> Callable[[float], float]:
+    """Up in a straight line over the share `cut` of the run, down over the rest; from 1 / ratio to 1 and back.
+
+    ULMFiT, Howard & Ruder 2018, arXiv:1801.06146, Eq. 3.
+    """
+    if not 0 < cut < 1 or ratio < 1:
+        raise ValueError(f"cut must lie in (0, 1) and ratio be at least 1, got {cut} and {ratio}")
+
+    def schedule(progress: float) -> float:
+        height = progress / cut if progress < cut else 1 - (progress - cut) / (1 - cut)
+        return (1 + height * (ratio - 1)) / ratio
+
+    return schedule
+
+
+def bit_steps(images: int) -> tuple[int, ...]:
+    """BiT-HyperRule's steps for a training set of that size: end of the warm-up, three drops, end of the run.
+
+    Kolesnikov et al. 2020, arXiv:1912.11370, Sec. 3.3; google-research/big_transfer (bit_hyperrule.py, get_schedule).
+    """
+    if images < 20_000:
+        return 100, 200, 300, 400, 500
+    if images < 500_000:
+        return 500, 3000, 6000, 9000, 10_000
+    return 500, 6000, 12_000, 18_000, 20_000
+
+
+def bit_hyperrule(images: int) -> Callable[[float], float]:
+    """Up in a straight line from 0 to 1, then a tenth after each drop; shares of the run as `bit_steps` has them.
+
+    In the authors' code (get_lr) a drop shows one step after the one that is named for it: step 200 still has it all.
+    """
+    warm, *drops, end = bit_steps(images)
+
+    def schedule(progress: float) -> float:
+        if progress < warm / end:
+            return progress * end / warm
+        return float(0.1 ** sum(progress > drop / end for drop in drops))
+
+    return schedule
+
+
 def sigmoid_ramp(progress: float, steepness: float = 10.0) -> float:
     """2 / (1 + exp(-steepness p)) - 1: 0 at the start, about 1 at the end (DANN, Eq. 14)."""
     return 2 / (1 + math.exp(-steepness * progress)) - 1

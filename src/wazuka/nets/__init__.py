@@ -6,9 +6,10 @@ Every image network here is a `Backbone`: `features(images)` is what enters its 
 from wazuka.nets.backbone import Backbone
 from wazuka.nets.conv4 import Conv4
 from wazuka.nets.convnet import ConvNet
+from wazuka.nets.efficientnet_lite import EfficientNetLite0
 from wazuka.nets.lenet import LeNet
 from wazuka.nets.normalize import Normalize
 from wazuka.nets.resnet import ResNet
 from wazuka.nets.wideresnet import WideResNet
 
-__all__ = ["Backbone", "Conv4", "ConvNet", "LeNet", "Normalize", "ResNet", "WideResNet"]
+__all__ = ["Backbone", "Conv4", "ConvNet", "EfficientNetLite0", "LeNet", "Normalize", "ResNet", "WideResNet"]

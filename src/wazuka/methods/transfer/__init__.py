@@ -1,0 +1,1 @@
+"""Transfer: from a network that was trained on other images."""

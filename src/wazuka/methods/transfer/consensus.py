@@ -1,0 +1,314 @@
+"""Consensus: four ways to learn from few labels and a pool of photos, weighted by what cross-validation says.
+
+Wazuka's own, and what `wazuka fit` takes for photos; it is made of published parts. Notation: N images, C classes.
+
+1. Multinomial logistic regression on the labeled features alone, which are centered square roots (the power transform
+   of Hu, Gripon & Pateux 2020, arXiv:2006.03806, PT-MAP), each class weighing the same.
+2. Labels spread along a graph of nearest neighbors in the whitened principal directions of the pool (Zhou et al. 2003,
+   NIPS; the graph as in Iscen et al. 2019, arXiv:1904.04717).
+3. The same along a graph that labels have shaped: the answers of 1 and 2 are learned by a linear classifier, whose
+   logits join the directions; neighbors are those that also look alike to it (in the spirit of metric learning on
+   pseudo-labels). Averaged with that classifier.
+4. A mixture of Gaussians with one covariance for all classes, fitted by expectation-maximization that starts at 3 and
+   is held to it (semi-supervised discriminant analysis; Dempster, Laird & Rubin 1977, and McLachlan 1975).
+
+All four answer as if classes were equally frequent. Where a class has two labels or more, each answers for labels that
+it did not see (cross-validation), and the weights of their log-probabilities are fitted to that (stacking, Wolpert
+1992; a penalty holds them to weights that did best on other data sets). Then the shares of the classes in the pool are
+estimated (Saerens, Latinne & Decaestecker 2002), held to equal shares the more, the fewer labels there are: no prior is
+assumed known. Last, a linear classifier learns the answers, and it alone is kept: it names new photos as it names old.
+
+Constants were chosen on other sets than those of our tables: see docs/decisions.md.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from wazuka.contract import Head
+from wazuka.errors import UserError
+from wazuka.functional.features import check_fit, check_predict
+from wazuka.functional.graphs import Graph, normalized, shares, spread, symmetric_graph
+from wazuka.functional.linear import fit_linear, logistic, stacked, with_shares
+from wazuka.functional.neighbors import nearest
+
+# log2 of labels a class -> weights of the four; between these, interpolated. Fitted on sets outside our tables.
+WEIGHTS = ((0, (0.1, 0.3, 0.3, 0.3)), (2, (0.45, 0.0, 0.15, 0.15)), (4, (0.35, -0.2, 0.25, 0.25)))
+FIRST_WEIGHTS = ((0, (0.15, 0.85)), (2, (0.5, 0.65)), (4, (0.7, 0.5)))
+SCALE = 10.0      # of unit-length features before a linear classifier
+SMALLEST = 1e-6   # probability
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConsensusSettings:
+    """pool: most images that are looked at together; more are named by what was learned from so many."""
+
+    pool: int = 20000
+    directions: int = 128     # of the graph and the mixture
+    kept: int = 256           # directions of the classifier that is kept
+    neighbors: int = 10
+    alpha: float = 0.95       # what neighbors count against an image's own label
+    folds: int = 4
+    hold: float = 3.0         # of the stacking weights to those of other sets, in labels
+    even: float = 3.0         # of the shares to equal ones, over labels a class; at most 0.6
+
+    def __post_init__(self) -> None:
+        if min(self.pool, self.directions, self.kept, self.neighbors) < 1:
+            raise ValueError("pool, directions, kept and neighbors must be at least 1")
+        if self.folds < 2:
+            raise ValueError(f"folds must be at least 2, got {self.folds}")
+        if not 0 <= self.alpha < 1 or self.hold < 0 or self.even < 0:
+            raise ValueError("alpha must lie in [0, 1), hold and even must not be negative")
+
+
+class Views(NamedTuple):
+    """What of the features needs no label. powers (N, D), directions (N, d) of length 1, near (N, K), extra (N, E)."""
+
+    powers: Tensor
+    directions: Tensor
+    near: Tensor
+    graph: Graph
+    extra: Tensor
+
+
+class Consensus(Head):
+    """See the file's head. With `extra` columns at the end of the features, which come from another view of the image
+    (a few numbers, any scale), a fifth answer is like the fourth, on these alone and from a logistic regression on; it
+    counts only where cross-validation says so.
+    """
+
+    center: Tensor      # (D,)       of the square roots
+    basis: Tensor       # (D, K)     whitening directions
+    shift: Tensor       # (E,)       of the extra columns
+    stretch: Tensor     # (E,)
+    weight: Tensor      # (K + E, C)
+    bias: Tensor        # (C,)
+    stacking: Tensor    # (4 or 5,)  the weights, for the report
+    pool_shares: Tensor  # (C,)      estimated shares of the classes
+
+    def __init__(self, classes: int, settings: ConsensusSettings | None = None, *, extra: int = 0):
+        super().__init__()
+        self.classes, self.settings, self.extra = classes, settings or ConsensusSettings(), extra
+
+    def fit(self, features: Tensor, labels: Tensor) -> Tensor:
+        check_fit(features, labels, self.classes)
+        chosen = pool_of(labels, self.settings.pool)
+        probs = self._transduce(features[chosen], labels[chosen])
+        self._keep(features[chosen], labels[chosen], probs)
+        return self.predict(features)
+
+    def predict(self, features: Tensor) -> Tensor:
+        if not hasattr(self, "weight"):
+            raise UserError("Consensus knows no classes yet: call fit, or load a fitted head's state.")
+        check_predict(features, len(self.center) + len(self.shift))
+        return torch.cat([self._logits(part).softmax(dim=1) for part in features.split(65536)])
+
+    def _logits(self, features: Tensor) -> Tensor:
+        first, extra = features[:, : len(self.center)].float(), features[:, len(self.center) :].float()
+        short = F.normalize((roots(first) - self.center) @ self.basis, dim=1) * SCALE
+        return torch.cat([short, (extra - self.shift) * self.stretch], dim=1) @ self.weight + self.bias
+
+    def _transduce(self, features: Tensor, labels: Tensor) -> Tensor:
+        s, known = self.settings, labels >= 0
+        views = self._views(features)
+        answers = self._answers(views, labels).clamp_min(SMALLEST).log()
+        counts = labels[known].bincount(minlength=self.classes)
+        each = float(known.sum()) / self.classes
+        start = weights_for(each, len(answers)).to(answers)
+        weights, held = start, self._held_out(views, labels, counts)
+        if held is not None:
+            weights = stacked(held[0].clamp_min(SMALLEST).log(), held[1], start, s.hold)
+        probs = torch.einsum("m,mnc->nc", weights, answers).softmax(dim=1)
+        even = min(0.6, s.even / each)
+        probs, estimated = with_shares(probs, ~known, (counts + 1.0) / (counts + 1.0).sum(), even)
+        self.remember(stacking=weights, pool_shares=estimated)
+        return probs
+
+    def _views(self, features: Tensor) -> Views:
+        s, width = self.settings, features.shape[1] - self.extra
+        powers = roots(features[:, :width].float())
+        powers = powers - powers.mean(dim=0)
+        powers = powers / powers.norm(dim=1).mean().clamp_min(1e-12)
+        count = min(s.directions, len(powers) - 1, width)
+        directions = F.normalize(powers @ whitening(powers, count), dim=1) if count > 0 else powers[:, :1] * 0
+        products, near = nearest(directions, directions, min(50, len(powers) - 1), same=True)
+        graph = graph_of(products[:, : s.neighbors], near[:, : s.neighbors])
+        extra = features[:, width:].float()
+        if self.extra:
+            extra = (extra - extra.mean(dim=0)) / extra.std(dim=0, correction=0).clamp_min(1e-6)
+        return Views(powers, directions, near, graph, extra)
+
+    def _answers(self, views: Views, labels: Tensor) -> Tensor:
+        """(4 or 5, N, C) probabilities, all as if classes were equally frequent."""
+        s, known, C = self.settings, labels >= 0, self.classes
+        given = F.one_hot(labels.clamp_min(0), C).float() * known[:, None]
+        even = given / given.sum(dim=0)
+        alone = logistic(views.powers * SCALE, labels, C, penalty=1e-3)
+        along = smoothed(spread(views.graph, even, s.alpha))
+        each = float(known.sum()) / C
+        both = mixed(alone, along, first_mix(each))
+        both[known] = given[known]
+        linear, intercept = fit_linear(views.directions * SCALE, both, penalty=1e-3)
+        logits = views.directions * SCALE @ linear + intercept
+        shaped = self._shaped(views, logits)
+        third = mixed(logits.softmax(dim=1), smoothed(spread(shaped, even, s.alpha)), (0.5, 0.5))
+        fourth = discriminant(views.directions, third, given, known)
+        answers = [alone, along, third, fourth]
+        if self.extra:
+            seen = logistic(views.extra * (SCALE / math.sqrt(self.extra)), labels, C, penalty=1e-2)
+            answers.append(discriminant(views.extra, seen, given, known, hold=0.3, shrink=0.05))
+        return torch.stack(answers)
+
+    def _shaped(self, views: Views, logits: Tensor) -> Graph:
+        """The graph among the same candidates, of images that also look alike to the classifier."""
+        told = logits.log_softmax(dim=1)
+        told = F.normalize(told - told.mean(dim=1, keepdim=True), dim=1)
+        products = torch.cat([
+            (told[rows, None] * told[views.near[rows]]).sum(dim=2)
+            + (views.directions[rows, None] * views.directions[views.near[rows]]).sum(dim=2)
+            for rows in torch.arange(len(told), device=told.device).split(512)
+        ]) / 2  # fmt: skip
+        best, place = products.topk(min(self.settings.neighbors, products.shape[1]), dim=1)
+        return graph_of(best, views.near.gather(1, place))
+
+    def _held_out(self, views: Views, labels: Tensor, counts: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Answers for labels that were hidden in turn, (4 or 5, n, C), and these labels; None: no class has two."""
+        known = (labels >= 0).nonzero().flatten()
+        known = known[counts[labels[known]] > 1]
+        if len(known) == 0:
+            return None
+        order = views.powers[known] @ torch.linspace(-1, 1, views.powers.shape[1], device=known.device)
+        fold = turns(labels[known], order, min(self.settings.folds, int(counts.max())))
+        answers = None
+        for number in range(int(fold.max()) + 1):
+            hidden = known[fold == number]
+            kept = labels.clone()
+            kept[hidden] = -1
+            found = self._answers(views, kept)
+            if answers is None:
+                answers = found.new_zeros(len(found), len(known), self.classes)
+            answers[:, fold == number] = found[:, hidden]
+        assert answers is not None
+        return answers, labels[known]
+
+    def _keep(self, features: Tensor, labels: Tensor, probs: Tensor) -> None:
+        """The linear classifier that learns the answers; labeled images answer their label."""
+        width, known = features.shape[1] - self.extra, labels >= 0
+        targets = probs.clone()
+        targets[known] = F.one_hot(labels[known], self.classes).float()
+        powers, extra = roots(features[:, :width].float()), features[:, width:].float()
+        center = powers.mean(dim=0)
+        count = max(1, min(self.settings.kept, len(powers) - 1, width))
+        basis = whitening(powers - center, count)
+        shift = extra.mean(dim=0)
+        spread_ = extra.sub(shift).square().mean(dim=0).sqrt().clamp_min(1e-6)
+        stretch = SCALE / math.sqrt(max(1, self.extra)) / spread_
+        self.remember(center=center, basis=basis, shift=shift, stretch=stretch)
+        inputs = torch.cat([F.normalize((powers - center) @ basis, dim=1) * SCALE, (extra - shift) * stretch], dim=1)
+        weight, bias = fit_linear(inputs, targets, penalty=1e-3)
+        self.remember(weight=weight, bias=bias)
+
+
+def first_mix(each: float) -> tuple[float, ...]:
+    """Weights of logistic regression and spreading in what the linear classifier of the third answer learns."""
+    return interpolated(each, FIRST_WEIGHTS)
+
+
+def weights_for(each: float, count: int) -> Tensor:
+    """(count,) stacking weights for so many labels a class, where no cross-validation speaks; 0 for an extra view."""
+    return torch.tensor([*interpolated(each, WEIGHTS), 0.0][:count])
+
+
+def interpolated(each: float, table: tuple[tuple[int, tuple[float, ...]], ...]) -> tuple[float, ...]:
+    """A row of the table, between its entries along the logarithm of the labels a class."""
+    at = math.log2(max(1.0, each))
+    if at >= table[-1][0]:
+        return table[-1][1]
+    upper = next(number for number, (place, _) in enumerate(table) if place > at)
+    (left, low), (right, high) = table[upper - 1], table[upper]
+    share = (at - left) / (right - left)
+    return tuple(a + share * (b - a) for a, b in zip(low, high, strict=True))
+
+
+def roots(features: Tensor) -> Tensor:
+    """Square roots with their sign, each row of length 1: large entries no longer outvote the others. (N, D)"""
+    return F.normalize(features.sign() * (features.abs() + 1e-6).sqrt(), dim=1)
+
+
+def whitening(centered: Tensor, count: int) -> Tensor:
+    """The leading principal directions, divided by the fourth root of their variance: halfway to white.
+
+    centered  (N, D)
+    returns   (D, count)
+    """
+    covariance = (centered.T @ centered).double() / len(centered)
+    values, vectors = torch.linalg.eigh(covariance)
+    values, vectors = values.flip(0)[:count], vectors.flip(1)[:, :count]
+    return (vectors / values.clamp_min(1e-9 * float(values[0]) + 1e-30) ** 0.25).to(centered.dtype)
+
+
+def graph_of(cosines: Tensor, neighbors: Tensor) -> Graph:
+    """The normalized graph of neighbors, joined by the cosine to the power 3 (Iscen et al. 2019)."""
+    return normalized(symmetric_graph(neighbors, cosines.clamp_min(0) ** 3))[0]
+
+
+def smoothed(votes: Tensor) -> Tensor:
+    """Votes as probabilities, none of them 0. (N, C)"""
+    return shares(votes + 1e-3 * votes.mean(dim=1, keepdim=True).clamp_min(1e-12))
+
+
+def mixed(one: Tensor, other: Tensor, weights: tuple[float, ...]) -> Tensor:
+    """Softmax of the weighted log-probabilities. (N, C)"""
+    logs = weights[0] * one.clamp_min(SMALLEST).log() + weights[1] * other.clamp_min(SMALLEST).log()
+    return logs.softmax(dim=1)
+
+
+def discriminant(
+    inputs: Tensor, start: Tensor, given: Tensor, known: Tensor, hold: float = 0.7, shrink: float = 0.3, steps: int = 10
+) -> Tensor:
+    """Gaussians with one covariance, by expectation-maximization from `start` on; labels stay what they are.
+
+    inputs   (N, d)
+    start    (N, C)  probabilities; they keep the share `hold` of each answer's logarithm
+    given    (N, C)  one-hot where `known` (N,) says so
+    shrink           share of the covariance that is made round, in [0, 1]
+    returns  (N, C)  as if classes were equally frequent
+    """
+    probs, first = torch.where(known[:, None], given, start), start.clamp_min(SMALLEST).log()
+    total, identity = inputs.T @ inputs, torch.eye(inputs.shape[1], dtype=inputs.dtype, device=inputs.device)
+    log_density = first
+    for _ in range(steps):
+        mass = probs.sum(dim=0).clamp_min(1e-6)
+        means = probs.T @ inputs / mass[:, None]
+        covariance = (total - (means.T * mass) @ means) / len(inputs)
+        round_ = covariance.diagonal().mean().clamp_min(1e-12)
+        factor = torch.linalg.cholesky((1 - shrink) * covariance + (shrink + 1e-4) * round_ * identity)
+        inverse = torch.cholesky_solve(means.T, factor)                     # (d, C)
+        log_density = inputs @ inverse - (means.T * inverse).sum(dim=0) / 2  # up to what is the same for all classes
+        frequent = (mass / len(inputs) + 0.1 / len(mass)).log()
+        probs = ((1 - hold) * (log_density + frequent) + hold * first).softmax(dim=1)
+        probs = torch.where(known[:, None], given, probs)
+    return ((1 - hold) * log_density + hold * first).softmax(dim=1)
+
+
+def turns(labels: Tensor, order: Tensor, folds: int) -> Tensor:
+    """Which fold each label is hidden in: the labels of each class take turns, in the order of `order`. (n,)"""
+    fold = torch.zeros_like(labels)
+    for label in labels.unique():
+        rows = (labels == label).nonzero().flatten()
+        fold[rows[order[rows].argsort(stable=True)]] = torch.arange(len(rows), device=labels.device) % folds
+    return fold
+
+
+def pool_of(labels: Tensor, most: int) -> Tensor:
+    """Positions that are looked at together: all labeled images, and of the others so many, evenly spaced."""
+    if len(labels) <= most:
+        return torch.arange(len(labels), device=labels.device)
+    known, others = (labels >= 0).nonzero().flatten(), (labels < 0).nonzero().flatten()
+    count = max(0, min(len(others), most - len(known)))
+    at = torch.linspace(0, len(others) - 1, count, device=labels.device).round().long()
+    return torch.cat([known, others[at]]).sort().values
