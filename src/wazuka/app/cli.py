@@ -135,6 +135,10 @@ def fit(
     else:
         print(f"Accuracy {share(metrics['test_accuracy'])} (95 % interval {span(*metrics['test_accuracy_interval'])}), "
               f"measured {metrics['protocol']}.")  # fmt: skip
+    if "estimate" in metrics:
+        told = metrics["estimate"]
+        print(f"Expected on your {metrics['n_unlabeled']:,} unlabeled images: {share(told['value'])} right "
+              f"({100 * told['level']:.0f} % interval {span(told['low'], told['high'])}), as far as the labels tell.")
     if "unlabeled" in metrics:
         print(sentence(metrics["unlabeled"], metrics["n_unlabeled"]))
     skipped = _count_skipped(folder)
@@ -151,6 +155,7 @@ def predict(
     *photos: Annotated[str, Parameter(allow_leading_hyphen=True)],  # of "-"
     out: Out = None,
     format_: Annotated[Literal["csv", "jsonl"] | None, Parameter(name="--format", group=output_group)] = None,
+    max_error: Annotated[str | None, Parameter(group=output_group)] = None,
 ) -> None:
     """Name photos with a trained classifier: a table of file,label,probability,runner_up,runner_up_probability,note.
 
@@ -159,7 +164,7 @@ def predict(
     Examples:
 
         wazuka predict runs/leaves more-photos --out named.csv
-        wazuka predict runs/leaves monday tuesday/*.jpg "2024/**/*.png" --out named.parquet
+        wazuka predict runs/leaves monday "2024/**/*.png" --out named.parquet
         find . -name "*.jpg" -print0 | wazuka predict runs/leaves - --format jsonl
 
     Parameters
@@ -173,6 +178,8 @@ def predict(
         A file that ends in .csv, .jsonl, .ndjson or .parquet. Default: standard output.
     format_
         What standard output gets: csv (the default) or jsonl, an object a line.
+    max_error
+        The share of wrong answers you can live with, e.g. 5%: answers less sure than that allows are `abstained`.
     """
     from wazuka.app.console import showing_progress
     from wazuka.app.model import load
@@ -188,15 +195,16 @@ def predict(
         format_of(out)  # before the work
         if format_ is not None:
             raise UserError("--format is for standard output; of a file, the ending of --out says the format.")
+    allowed = None if max_error is None else _share(max_error)
     model, listed = load(run), []
     if "-" in photos:
-        listed = names_in(sys.stdin.buffer.read())
+        listed = names_in(sys.stdin.buffer.read() if sys.stdin else b"")
         if not listed:
             raise UserError("standard input holds no file name: give one a line.")
     given = tuple(word for word in photos if word != "-")
     with showing_progress() as console:
         images = model.open(given[0] if len(given) == 1 else given, listed, progress=console.opening)
-        answers = model.name(images, lambda done, total: console.step("naming images", done, total))
+        answers = model.name(images, lambda done, total: console.step("naming images", done, total), allowed)
     if out is None:
         # Bytes, for a Windows console's own encoding lacks most of the letters that file names have.
         sys.stdout.buffer.write(TEXTS[format_ or "csv"](answers, images.skipped).encode())
@@ -209,14 +217,19 @@ def predict(
 
 @app.command
 def demo(
+    name: Literal["digits", "textiles"] = "digits",
+    /,
     *,
     out: Annotated[Path | None, Parameter(help="Folder for the run. Default: runs/demo, or runs/demo-2, ...")] = None,
-    seed: Annotated[int, Parameter(help="Decides which 40 labels are kept.")] = 0,
+    seed: Annotated[int, Parameter(help="Decides which labels are kept.")] = 0,
 ) -> None:
-    """See it work in a minute: 1,797 scanned digits, 40 labels, 500 held out for testing."""
+    """See it work in a minute: 1,797 scanned digits, 40 labels, 500 held out for testing.
+
+    `wazuka demo textiles`: 2,000 photos of cloth with and without faults, 30 labels (pip install "wazuka[examples]").
+    """
     from wazuka.app.demo import demo as run_demo
 
-    run_demo(out, seed)
+    run_demo(name, out, seed)
 
 
 @app.command
@@ -237,6 +250,40 @@ def compare(
     from wazuka.app.compare import compare as run_compare
 
     run_compare(data, tuple(name.strip() for name in methods.split(",") if name.strip()), labels, seeds, steps, out)
+
+
+@app.command
+def export(
+    run: Path,
+    /,
+    *,
+    out: Annotated[Path | None, Parameter(group=output_group)] = None,
+    images: Annotated[int, Parameter(group=output_group)] = 1000,
+) -> None:
+    """Write a trained classifier as one ONNX file that other programs run, checked against PyTorch first.
+
+    It takes `images`, uint8 (N, channels, height, width) in the run's size, and gives `probabilities`, float32
+    (N, classes): dividing by 255, resizing to the network's own size and normalizing are inside. Its metadata hold the
+    class names, the size, the channels, and how photos are brought to that size. Needs: pip install "wazuka[export]".
+
+    Parameters
+    ----------
+    run
+        The folder that `wazuka fit` made.
+    out
+        A file that ends in .onnx. Default: model.onnx in the run.
+    images
+        How many to compare ONNX Runtime with PyTorch on: the run's gallery, then mixtures of it and noise.
+    """
+    from wazuka.app.console import showing_progress
+    from wazuka.app.export import export as write
+
+    out = out if out is not None else run / "model.onnx"
+    with showing_progress() as console:
+        found = write(run, out, images, lambda done, total: console.step("comparing with PyTorch", done, total))
+    print(f"On {found.images:,} images ONNX Runtime names {found.same:,} as PyTorch does; probabilities differ by "
+          f"{found.difference:.1g} at most.")  # fmt: skip
+    print(f"Exported: {out} ({out.stat().st_size / 2**20:.1f} MiB)")
 
 
 @app.command
@@ -280,6 +327,15 @@ def _settings(given: tuple[str, ...]) -> dict[str, Any]:
             raise UserError(f"--set takes NAME=VALUE, got {item!r}.")
         settings[name] = value
     return settings
+
+
+def _share(typed: str) -> float:
+    """5%, 5 % or 0.05 as a number."""
+    words = typed.strip()
+    try:
+        return float(words.removesuffix("%")) / 100 if words.endswith("%") else float(words)
+    except ValueError:
+        raise UserError(f"--max-error takes a share such as 5% or 0.05, got {typed!r}.") from None
 
 
 def _count_skipped(folder: Path) -> int:

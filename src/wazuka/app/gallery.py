@@ -1,6 +1,7 @@
 """The pictures that a report shows: the surest, the least sure, and the mistakes. Kept with the run as small PNGs."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,12 +18,14 @@ SHOWN = 24  # of each kind
 
 
 def save_gallery(
-    path: Path, train: ImageSet, guesses: np.ndarray, tested: ImageSet | None, test_probs: np.ndarray | None
-) -> None:
+    path: Path, train: ImageSet, guesses: np.ndarray, tested: ImageSet | None, test_probs: np.ndarray | None,
+    looks: Sequence[tuple[int, np.ndarray]] = (),
+) -> None:  # fmt: skip
     """Choose and write the pictures.
 
     train      what it learned from, with `guesses` (N, C): images without a label are shown by how sure it is
     tested     what its number was measured on, with `test_probs`: its mistakes are shown, the surest first
+    looks      positions in `tested` (in `train` without one) and their pictures with what was looked at marked
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -34,6 +37,9 @@ def save_gallery(
         wrong = np.flatnonzero(test_probs.argmax(axis=1) != tested.labels)
         worst = wrong[np.argsort(-test_probs[wrong].max(axis=1), kind="stable")][:SHOWN]
         chosen.append(("mistakes", tested, test_probs, worst))
+    marked = dict(looks)
+    seen, seen_probs = (tested, test_probs) if tested is not None and test_probs is not None else (train, guesses)
+    chosen.append(("looks", seen, seen_probs, np.array(list(marked), np.int64)))
     pictures = []
     for group, images, probs, which in chosen:
         for i in which.tolist():
@@ -45,7 +51,7 @@ def save_gallery(
                     "predicted": images.classes[guess],
                     "probability": float(probs[i, guess]),
                     "label": images.classes[label] if label >= 0 else None,
-                    "png": _png(images.images[i]),
+                    "png": _png(marked[i] if group == "looks" else images.images[i]),
                 }
             )
     schema = pa.schema(
@@ -61,7 +67,7 @@ def load_gallery(path: Path) -> dict[str, list["Picture"]]:
 
     from wazuka.app.report import Picture
 
-    groups: dict[str, list[Picture]] = {"surest": [], "unsure": [], "mistakes": []}
+    groups: dict[str, list[Picture]] = {"surest": [], "unsure": [], "mistakes": [], "looks": []}
     if not path.exists():
         return groups
     try:

@@ -21,6 +21,7 @@ from wazuka.app.catalog import entry, make_settings
 from wazuka.app.contender import Contender, Trained
 from wazuka.app.floor import FLOOR, Verdict, guessed_shares, judge
 from wazuka.app.gallery import save_gallery
+from wazuka.app.insight import looks, shortcuts
 from wazuka.app.learn import Interrupted, Watch
 from wazuka.app.model import Model, save_model
 from wazuka.app.prepared import Prepared, parts_of, prepare
@@ -38,10 +39,11 @@ from wazuka.app.transfer import (
 )
 from wazuka.app.trust import learn_trust
 from wazuka.atomic import save_atomic, write_atomic
-from wazuka.contract import Head
+from wazuka.contract import Head, Method
 from wazuka.data import Dataset, Draw, ImageSet, draw_from_json, draw_to_json, open_images
 from wazuka.errors import UserError
 from wazuka.evaluation import evaluate
+from wazuka.evaluation.pool import pool_accuracy
 from wazuka.training.processes import launch, precision_named
 
 if TYPE_CHECKING:
@@ -469,6 +471,9 @@ class Job:
             metrics["evaluation"] = evaluation.to_dict()
         if facts["n_unlabeled"]:
             metrics["guessed_shares"] = guessed_shares(train_probs[train.labels < 0])
+            if self.extractors is not None:
+                told = (kept.cross.probs, kept.cross.labels) if kept.cross is not None else (None, None)
+                metrics["estimate"] = pool_accuracy(train_probs[train.labels < 0], *told).to_dict()
         rows = baselines(self) if baselines is not None else []
         if self.teacher is not None and self.prepared.test is not None:
             rows.append(self.teacher.baseline(self.prepared.test, self.fabric.device))
@@ -479,9 +484,13 @@ class Job:
         if rows:
             metrics["baselines"] = rows
         held_out = (kept.probs, asked) if kept.probs is not None else None
+        method = kept.learner.method
+        if isinstance(method, FrozenClassifier):
+            metrics["shortcuts"] = shortcuts(method, train, self.choices.source, self.choices.seed)
         self.run.write("metrics.json", metrics)
         self._write_predictions(held_out, train_probs)
-        self._write_gallery(held_out, train_probs)
+        self._write_gallery(held_out, train_probs, method)
+        self.run.write("run.json", facts)  # not done yet, but what the report tells of is in it
         write_report(self.run)
         self.run.write("run.json", facts | {"state": "done", "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
         self.run.tidy()
@@ -498,9 +507,16 @@ class Job:
         told = {"temperature": trust.temperature, "siblings": len(trust.siblings), "sets": trust.told}
         return facts | {"trust": told}
 
-    def _write_gallery(self, held_out: tuple[np.ndarray, ImageSet] | None, train_probs: np.ndarray) -> None:
+    def _write_gallery(
+        self, held_out: tuple[np.ndarray, ImageSet] | None, train_probs: np.ndarray, method: Method
+    ) -> None:
         test_probs, tested = held_out if held_out is not None else (None, None)
-        save_gallery(self.run.folder / "gallery.parquet", self.prepared.train, train_probs, tested, test_probs)
+        train = self.prepared.train
+        marked = []
+        if isinstance(method, FrozenClassifier):
+            seen = (tested, test_probs) if tested is not None and test_probs is not None else (train, train_probs)
+            marked = looks(method, *seen)
+        save_gallery(self.run.folder / "gallery.parquet", train, train_probs, tested, test_probs, marked)
 
     def _write_predictions(self, held_out: tuple[np.ndarray, ImageSet] | None, train_probs: np.ndarray) -> None:
         """One row an image: where it stood, its label where it has one, the guess, and all probabilities."""

@@ -112,15 +112,43 @@ class Model:
         images = self.open(source, **options)
         return self.name(images), images.skipped
 
-    def name(self, images: ImageSet, progress: Any = None) -> list[Prediction]:
-        """Predictions for an ImageSet of this model's size and channels, in its order."""
-        probs = self.probabilities(images, progress)
+    def name(self, images: ImageSet, progress: Any = None, max_error: float | None = None) -> list[Prediction]:
+        """Predictions for an ImageSet of this model's size and channels, in its order.
+
+        max_error  answers are given up (`abstained`) until at most this share of the others is wrong, with 90 %
+                   certainty; None: odd photos alone are given up, where there are labels enough to tell them
+
+        Raises UserError where the labels can't promise that.
+        """
+        if max_error is not None and not 0 < max_error < 1:
+            raise UserError(f"--max-error is a share of wrong answers, above 0 and below 100 %, got {max_error:g}.")
+        if not isinstance(self.method, FrozenClassifier) or self.method.trust is None:
+            if max_error is not None:
+                raise UserError(f"{self.folder} was not learned on a pre-trained network's features, and nothing is "
+                                "known of its errors; leave --max-error out.")  # fmt: skip
+            return self._answers(images, self.probabilities(images, progress))
+        method, trust = self.method, self.method.trust
+        answers: list[Prediction] = []
+        for rows, features in method.features_of(images, progress):
+            probs = method.answers(features)[0].float().cpu().numpy()
+            p_values, odd = trust.oddness(features)
+            given_up = odd if max_error is None else odd | ~trust.keeps(probs, max_error)[0]
+            sets = trust.sets(features)
+            some = self._answers(images, probs, rows.start)
+            for row, one in enumerate(some):
+                left = None if sets is None else tuple(self.classes[c] for c in np.flatnonzero(sets[row]))
+                answers.append(
+                    replace(one, label_set=left, oddness=float(p_values[row]), abstained=bool(given_up[row]))
+                )
+        return answers
+
+    def _answers(self, images: ImageSet, probs: np.ndarray, start: int = 0) -> list[Prediction]:
+        """Predictions for as many images as there are probabilities, from `start` on."""
         order = np.argsort(-probs, axis=1, kind="stable")[:, :2]
+        names = [str(images.names[start + row]) for row in range(len(probs))]
         return [
-            Prediction(
-                str(name), self.classes[first], float(row[first]), self.classes[second], float(row[second])
-            )
-            for name, row, (first, second) in zip(images.names, probs, order.tolist(), strict=True)
+            Prediction(name, self.classes[first], float(row[first]), self.classes[second], float(row[second]))
+            for name, row, (first, second) in zip(names, probs, order.tolist(), strict=True)
         ]
 
 

@@ -59,7 +59,10 @@ class ReportData:
     measured    on what `evaluation` stands: a test set never learned from, the labels in turn, or nothing
     protocol    how, in plain words; empty: the words that go with `measured`
     curves      rows of metrics.jsonl: "step", perhaps "seconds", and any numbers worth a curve
+    looks       photos with what the answer came from marked; shortcuts: sentences on what else gives labels away
     unlabeled   whether the unlabeled photos helped, in a sentence
+    expected    share of right answers to be expected among the unlabeled photos, from the labels alone
+    trust       what can be promised about sets of classes, in a sentence
     skipped     (file, reason)
     duplicates  sentences
     warnings    sentences: what the reader should know before he trusts the number
@@ -77,7 +80,11 @@ class ReportData:
     surest: Sequence[Picture] = ()
     unsure: Sequence[Picture] = ()
     mistakes: Sequence[Picture] = ()
+    looks: Sequence[Picture] = ()
+    shortcuts: Sequence[str] = ()
     unlabeled: str = ""
+    expected: Estimate | None = None
+    trust: str = ""
     skipped: Sequence[tuple[str, str]] = ()
     duplicates: Sequence[str] = ()
     warnings: Sequence[str] = ()
@@ -522,6 +529,8 @@ def galleries(report: ReportData) -> list[dict[str, Any]]:
     texts: Iterable[tuple[str, str, Sequence[Picture]]] = (
         ("Mistakes", "What it got wrong, the surest first. Look for wrong labels as well as for wrong answers.",
          sorted(report.mistakes, key=lambda picture: -picture.probability)),
+        ("Where it looks", "What the answer came from is warm (Grad-CAM). It should be the object, not what stands "
+         "beside it.", report.looks),
         ("Least sure", "Where it wavers. If you label more photos, label ones like these.", report.unsure),
         ("Surest", "What it takes for clear cases. A wrong one here deserves a closer look.", report.surest),
     )  # fmt: skip

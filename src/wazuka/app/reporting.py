@@ -6,10 +6,11 @@ from typing import Any
 
 from wazuka.app.floor import sentence, uneven
 from wazuka.app.gallery import load_gallery
+from wazuka.app.insight import worth_telling
 from wazuka.app.report import Baseline, Measured, ReportData, render_report
 from wazuka.app.runs import Run
 from wazuka.atomic import write_atomic
-from wazuka.evaluation import Evaluation, wilson
+from wazuka.evaluation import Estimate, Evaluation, wilson
 
 FEW_TEST_IMAGES = 100
 
@@ -47,7 +48,11 @@ def report_of(run: Run) -> ReportData:
         surest=gallery["surest"],
         unsure=gallery["unsure"],
         mistakes=gallery["mistakes"],
+        looks=gallery["looks"],
+        shortcuts=worth_telling(metrics.get("shortcuts", [])),
         unlabeled=sentence(metrics["unlabeled"], metrics["n_unlabeled"]) if "unlabeled" in metrics else "",
+        expected=Estimate.from_dict(metrics["estimate"]) if "estimate" in metrics else None,
+        trust=facts.get("trust", {}).get("sets", ""),
         skipped=[tuple(row) for row in facts["skipped"]],
         duplicates=facts["duplicates"],
         warnings=[*facts["notes"], *warnings_for(facts, metrics)],

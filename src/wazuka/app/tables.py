@@ -74,9 +74,7 @@ def predictions_parquet(answers: "Sequence[Prediction]", skipped: Sequence[Skipp
     import pyarrow.parquet as pq
 
     columns, rows = _table(answers, skipped)
-    types = [
-        pa.list_(pa.string()) if column.kind == "texts" else pa.type_for_alias(column.kind) for column in columns
-    ]
+    types = [pa.list_(pa.string()) if column.kind == "texts" else pa.type_for_alias(column.kind) for column in columns]
     schema = pa.schema([(column.name, kind) for column, kind in zip(columns, types, strict=True)])
     values = list(zip(*rows, strict=True)) or [()] * len(columns)
     arrays = [pa.array(column, kind) for column, kind in zip(values, types, strict=True)]
@@ -101,15 +99,13 @@ def write_predictions(answers: "Sequence[Prediction]", skipped: Sequence[Skipped
         else:
             write_atomic(out, TEXTS[kind](answers, skipped))
     except OSError as error:
-        raise UserError(f"{out} can't be written ({error.strerror}); give another --out.") from error
+        raise UserError(f"{out} can't be written ({error.strerror or error}); give another --out.") from error
 
 
 TEXTS = {"csv": predictions_csv, "jsonl": predictions_jsonl}
 
 
-def _table(
-    answers: "Sequence[Prediction]", skipped: Sequence[Skipped]
-) -> tuple[list[Column], Iterator[list[Any]]]:
+def _table(answers: "Sequence[Prediction]", skipped: Sequence[Skipped]) -> tuple[list[Column], Iterator[list[Any]]]:
     """The columns that are wanted, and the rows under them, None where there is nothing (a NaN is nothing too)."""
     columns = [
         column

@@ -21,6 +21,7 @@ from wazuka.app.trust import CrossFitted, Trust
 from wazuka.contract import Head, Method, Stream
 from wazuka.data import ImageSet, folds
 from wazuka.functional.linear import logistic
+from wazuka.nets.texture import Texture
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -250,7 +251,7 @@ class FeatureContender:
 
 
 def extracted(
-    extractor: Extractor, images: ImageSet, known: Known, fabric: "Fabric", watch: Watch, stage: str = "features"
+    extractor: Extractor, images: ImageSet, known: Known, fabric: "Fabric", watch: Watch, whose: str = ""
 ) -> Tensor:
     """(N, D) float32 of a set: from `known`, else from the store as far as it has them. Raises Interrupted when
     `watch.stop()` says so; what was extracted stays.
@@ -260,7 +261,8 @@ def extracted(
         return known[key]
 
     def progress(done: int, total: int) -> None:
-        watch.on_step(f"{stage}, {len(images):,} images", done, total)
+        what = "surfaces" if isinstance(extractor.backbone.net, Texture) else "features"
+        watch.on_step(f"{what} of {whose or f'{len(images):,} photos'}", done, total)
         if watch.stop():
             raise Interrupted
 
@@ -285,7 +287,7 @@ def extractors_for(
         return (first,)
     second = Extractor(texture, fabric.device, precision)
     labeled = train.subset(train.labeled)
-    features = extracted(first, labeled, {}, fabric, watch, "labeled images")
-    surfaces = extracted(second, labeled, {}, fabric, watch, "their surfaces")
+    features = extracted(first, labeled, {}, fabric, watch, "labeled photos")
+    surfaces = extracted(second, labeled, {}, fabric, watch, "labeled photos")
     labels = torch.from_numpy(labeled.labels.copy())
     return (first, second) if tells_more(features, surfaces, labels, train.n_classes) else (first,)

@@ -131,7 +131,7 @@ def open_gathered(
     pack = open_pack(files_source(found.names, found.paths, found.stamps, place), shape, cache, progress)
     if isinstance(pack, list):
         raise _unreadable(pack + found.left, title)
-    labels, skipped = np.full(len(pack.images), UNLABELED), (*pack.skipped, *found.left)
+    labels, skipped = np.full(len(pack.images), UNLABELED), tuple(pack.skipped)
     images = ImageSet(pack.images, labels, (), pack.names, skipped, notes=pack.notes, fingerprint=pack.fingerprint)
     return Dataset(title, title, images)
 

@@ -20,7 +20,6 @@ COLUMNS = (
 )  # fmt: skip
 CATEGORIES = frozenset({"camera", "orientation", "prefix", "folder"})  # numbers that stand for names: no order in them
 MINUTE = 60  # finer times of change come from copying the files, not from taking the photos
-DIGITS = 15  # of a number in a name, which a float can still hold exactly
 _MAKE, _MODEL, _ORIENTATION, _EXIF, _TAKEN = 0x010F, 0x0110, 0x0112, 0x8769, 0x9003
 
 
@@ -58,7 +57,7 @@ def _row(path: Path) -> dict[str, float | str]:
     row: dict[str, float | str] = {"folder": str(path.parent), "prefix": prefix_of(path)}
     digits = "".join(re.findall("[0-9]", path.stem))
     if digits:
-        row["number"] = float(digits[:DIGITS])
+        row["number"] = float(digits)
     try:
         status = path.stat()
     except OSError:

@@ -55,8 +55,7 @@ def principal_directions(features: Tensor, count: int) -> Tensor:
     basis = torch.randn(features.shape[1], count, generator=generator, dtype=features.dtype).to(features.device)
     mean = features.mean(dim=0)
     for _ in range(2):
-        spread = features @ basis - mean @ basis
-        basis = torch.linalg.qr(features.T @ spread - torch.outer(mean, spread.sum(dim=0)))[0]
+        basis = torch.linalg.qr(features.T @ (features @ basis - mean @ basis))[0]
     return basis
 
 

@@ -125,6 +125,10 @@ def test_conjugate_gradients_solve_all_columns() -> None:
     products = []
     conjugate_gradients(lambda values: products.append(1) or values, right, 1e-6)
     assert len(products) == 1  # the identity takes one step
+    sizes = torch.logspace(0, 4, 8, dtype=torch.float64)[:, None]  # eight eigenvalues: done in eight steps
+    found = conjugate_gradients(lambda values: products.append(1) or sizes * values, torch.ones_like(sizes), 1e-8)
+    torch.testing.assert_close(found, 1 / sizes)
+    assert len(products) < 1 + 16
     rough = conjugate_gradients(lambda values: matrix @ values, right[:, :2], 1e-2)
     miss = (matrix @ rough - right[:, :2]).norm(dim=0) / right[:, :2].norm(dim=0)
     assert (miss < 1.1e-2).all()

@@ -53,7 +53,8 @@ def logistic_regression(
     used       (N, K)        0 or 1, which images each of K folds learns from
     start      (R + 1, K, C)
     penalty                  > 0
-    tolerance                largest entry of the scaled gradient, nats
+    tolerance                largest entry of the scaled gradient, nats; under a penalty below 1 its root times less,
+                             for there the optimum is flat
     returns    (R + 1, K, C) weights; the last row is the bias, which is not penalized
     """
     folds, classes = start.shape[1:]
@@ -73,8 +74,9 @@ def logistic_regression(
         entropies = -(logs * targets).sum(dim=2)
         return float((used * entropies).sum() + (penalties * weights.square()).sum() / 2)
 
+    goal = tolerance * min(1.0, penalty**0.5)
     optimizer = torch.optim.LBFGS(
-        [scaled], max_iter=limit, tolerance_grad=tolerance, tolerance_change=tolerance**2, line_search_fn="strong_wolfe"
+        [scaled], max_iter=limit, tolerance_grad=goal, tolerance_change=goal**2 / 100, line_search_fn="strong_wolfe"
     )
     optimizer.step(loss)
     return scaled.detach() * scale
@@ -163,7 +165,7 @@ class LinearProbe(Head):
         weights = inputs.new_zeros(inputs.shape[1] + 1, folds, self.classes)
         losses = {}
         for penalty in GRID:
-            weights = logistic_regression(inputs, labels, used, weights, penalty, tolerance=1e-3 * min(1.0, penalty**0.5))
+            weights = logistic_regression(inputs, labels, used, weights, penalty, tolerance=1e-3)
             logits = inputs @ weights[:-1].transpose(0, 1) + weights[-1][:, None]  # (K, N, C)
             own = logits[fold[held_out], held_out.nonzero().flatten()]  # of the fold that has not seen the image
             losses[penalty] = float(F.cross_entropy(own, labels[held_out]))
