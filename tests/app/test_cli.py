@@ -278,7 +278,7 @@ def refuse(capsys, words, message) -> None:
         ("--set threshold", "--set takes NAME=VALUE, got 'threshold'"),
         ("--method fixmatch --set threshold=high", "The setting threshold must be a number, got 'high'"),
         ("--method fixmatch --set threshold=-1", "The settings of fixmatch don't fit: threshold must not be negative"),
-        ("--method fixmatch --set labeled_batch=0", "The settings of fixmatch don't fit: a stream's batch must be at least 1, got 0"),
+        ("--method fixmatch --set labeled_batch=0", "a stream's batch must be at least 1, got 0"),
         ("--method fixmatch --set averaging=5", "The settings of fixmatch don't fit"),
         ("--method fixmatch --set optimizer.lr=-1", "The settings of fixmatch don't fit"),
         ("--method fixmatch --set optimizer=sgd", "has parts; change one of optimizer.algorithm"),

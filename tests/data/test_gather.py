@@ -127,6 +127,15 @@ def test_links_to_nowhere_and_forbidden_folders_keep_a_row(photos):
         assert "Permission denied" in reasons["photos/fine/a.png"]
 
 
+def test_a_folder_that_may_not_be_entered_is_not_called_empty(monkeypatch):
+    def forbidden(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("os.scandir", forbidden)
+    with pytest.raises(UserError, match=r"^photos holds no image; a folder that can't be read: Permission denied$"):
+        gather(["photos", "photos"])
+
+
 def test_a_file_of_many_images_among_others_is_told_in_its_row(photos):
     (photos / "more.npz").write_bytes(b"")
     (photos / "crack" / "train.PARQUET").write_bytes(b"")

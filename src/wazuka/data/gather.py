@@ -15,7 +15,7 @@ from wazuka.data.cache import open_pack
 from wazuka.data.decode import Shape
 from wazuka.data.folder import files_source
 from wazuka.data.imageset import UNLABELED, Dataset, ImageSet, Skipped
-from wazuka.data.listing import combined, list_folder, printable, stamp_file
+from wazuka.data.listing import Listing, combined, list_folder, printable, stamp_file
 from wazuka.data.opening import missing
 from wazuka.data.pack import Progress
 from wazuka.errors import UserError
@@ -65,13 +65,13 @@ class Gathered:
         self.paths.append(path)
         self.stamps.append(stamp)
 
-    def add_folder(self, folder: Path) -> int:
-        """All files below a folder; returns how many it holds."""
+    def add_folder(self, folder: Path) -> Listing:
+        """All files below a folder."""
         listing = list_folder(folder)
         for name, stamp in zip(listing.names, listing.stamps, strict=True):
             self.add((folder / name).as_posix(), stamp)
         self.left += [Skipped(printable((folder / name).as_posix()), reason) for name, reason in listing.unreadable]
-        return len(listing.names)
+        return listing
 
     def add_any(self, path: str) -> None:
         """A file, or all that a folder holds."""
@@ -99,8 +99,9 @@ def gather(given: Sequence[str | Path], listed: Sequence[str] = ()) -> Gathered:
     for item in map(str, given):
         path = os.path.expanduser(item)
         if os.path.isdir(path):
-            if not found.add_folder(Path(path)):
-                raise UserError(f"{item} holds no image")
+            listing = found.add_folder(Path(path))
+            if not listing.names:
+                raise UserError("; ".join([f"{item} holds no image", *(reason for _, reason in listing.unreadable[:1])]))
         elif os.path.lexists(path):
             found.add_any(path)
         elif glob.has_magic(path):
@@ -131,7 +132,7 @@ def open_gathered(
     pack = open_pack(files_source(found.names, found.paths, found.stamps, place), shape, cache, progress)
     if isinstance(pack, list):
         raise _unreadable(pack + found.left, title)
-    labels, skipped = np.full(len(pack.images), UNLABELED), tuple(pack.skipped)
+    labels, skipped = np.full(len(pack.images), UNLABELED), (*pack.skipped, *found.left)
     images = ImageSet(pack.images, labels, (), pack.names, skipped, notes=pack.notes, fingerprint=pack.fingerprint)
     return Dataset(title, title, images)
 

@@ -36,9 +36,9 @@ def symmetric_graph(neighbors: Tensor, weights: Tensor) -> Graph:
 
 
 def normalized(graph: Graph) -> tuple[Graph, Tensor]:
-    """S = D^(-1/2) W D^(-1/2), and the diagonal of D^(-1/2), (N, 1); zero for an image that nothing joins."""
+    """S = D^(-1/2) W D^(-1/2), and the diagonal of D^(-1/2), (N, 1); 1 for an image that nothing joins."""
     degrees = graph.times(graph.weights.new_ones(len(graph.starts), 1))
-    scale = torch.where(degrees > 0, degrees.rsqrt(), 0)
+    scale = torch.where(degrees > 0, degrees.rsqrt(), 1)
     begins = torch.repeat_interleave(
         torch.arange(len(graph.starts), device=graph.ends.device), graph.starts.diff(append=_total(graph))
     )

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+MANY = 5000  # inputs from which a fit stops early
+
 
 def minimize(loss: Callable[[], Tensor], parameters: list[Tensor], steps: int) -> None:
     """L-BFGS with a strong Wolfe line search, in place, for at most so many steps."""
@@ -19,7 +21,7 @@ def minimize(loss: Callable[[], Tensor], parameters: list[Tensor], steps: int) -
         value.backward()
         return value
 
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
         optimizer.step(closure)
 
 
@@ -29,7 +31,7 @@ def fit_linear(
     penalty: float,
     weights: Tensor | None = None,
     start: tuple[Tensor, Tensor] | None = None,
-    steps: int = 40,
+    steps: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Multinomial logistic regression on soft labels: weight (D, C) and bias (C,).
 
@@ -38,16 +40,21 @@ def fit_linear(
     penalty          times the sum of squared weights, beside the mean cross-entropy in nats; the bias is free
     weights  (N,)    of the images, which sum to 1; None: all the same
     start            weight and bias to begin with; None: zero
+    steps            of L-BFGS, at most; None: until it rests, or 40 for many inputs
     """
+    kind = inputs.dtype
+    if len(inputs) <= MANY:  # in float32 the search ends short of the minimum, where the order of images tells
+        inputs, targets = inputs.double(), targets.double()
+    steps = steps if steps is not None else 40 if len(inputs) > MANY else 300
     zeros = (inputs.new_zeros(inputs.shape[1], targets.shape[1]), inputs.new_zeros(targets.shape[1]))
-    weight, bias = (value.detach().clone().requires_grad_() for value in (start or zeros))
+    weight, bias = (value.detach().to(inputs.dtype).clone().requires_grad_() for value in (start or zeros))
     mixed = targets / len(targets) if weights is None else targets * weights[:, None]
 
     def loss() -> Tensor:
         return -(mixed * (inputs @ weight + bias).log_softmax(dim=1)).sum() + penalty * weight.square().sum()
 
     minimize(loss, [weight, bias], steps)
-    return weight.detach(), bias.detach()
+    return weight.detach().to(kind), bias.detach().to(kind)
 
 
 def logistic(features: Tensor, labels: Tensor, classes: int, penalty: float) -> Tensor:
@@ -70,8 +77,9 @@ def logistic(features: Tensor, labels: Tensor, classes: int, penalty: float) -> 
         labeled = features[known]
     counts = labels[known].bincount(minlength=classes)
     each = 1 / (counts[labels[known]] * (counts > 0).sum())
-    weight, bias = fit_linear(labeled, F.one_hot(labels[known], classes).float(), penalty, each, steps=60)
-    return (features @ weight + bias).softmax(dim=1)
+    exact, targets = labeled.double(), F.one_hot(labels[known], classes).double()
+    weight, bias = fit_linear(exact, targets, penalty, each.double(), steps=200)
+    return (features @ weight.to(features.dtype) + bias.to(features.dtype)).softmax(dim=1)
 
 
 def stacked(answers: Tensor, labels: Tensor, start: Tensor, hold: float) -> Tensor:
@@ -83,14 +91,15 @@ def stacked(answers: Tensor, labels: Tensor, start: Tensor, hold: float) -> Tens
     hold                strength of that, in labels: hold / n times the squared distance
     returns  (M,)       of least mean cross-entropy of the softmax of the weighted sum
     """
-    weights = start.detach().clone().requires_grad_()
+    exact, origin = answers.double(), start.double()
+    weights = origin.clone().requires_grad_()
 
     def loss() -> Tensor:
-        logits = torch.einsum("m,mnc->nc", weights, answers)
-        return F.cross_entropy(logits, labels) + hold / len(labels) * (weights - start).square().sum()
+        logits = torch.einsum("m,mnc->nc", weights, exact)
+        return F.cross_entropy(logits, labels) + hold / len(labels) * (weights - origin).square().sum()
 
     minimize(loss, [weights], 100)
-    return weights.detach()
+    return weights.detach().to(start.dtype)
 
 
 def with_shares(

@@ -4,14 +4,9 @@ import torch.nn.functional as F
 from sklearn.semi_supervised import LabelSpreading
 from torch import Tensor
 
+from wazuka.functional.graphs import conjugate_gradients, normalized, spread, symmetric_graph
 from wazuka.functional.neighbors import nearest
-from wazuka.methods.transfer.label_propagation import (
-    LabelPropagation,
-    LabelPropagationSettings,
-    conjugate_gradients,
-    normalized,
-    symmetric_graph,
-)
+from wazuka.methods.transfer.label_propagation import LabelPropagation, LabelPropagationSettings
 
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0] + [-1] * 33)
 EYE = torch.eye(40, dtype=torch.float64)
@@ -139,3 +134,14 @@ def test_conjugate_gradients_solve_all_columns() -> None:
 def test_bad_settings_fail_at_once(bad: dict) -> None:
     with pytest.raises(ValueError, match="must"):
         LabelPropagationSettings(**bad)
+
+
+def test_spreading_is_the_closed_form() -> None:
+    features, alpha = some(), 0.9
+    points = F.normalize(features, dim=1)
+    cosines, neighbors = nearest(points, points, 5, same=True)
+    graph, _ = normalized(symmetric_graph(neighbors, cosines.clamp_min(0) ** 3))
+    dense = graph.times(EYE)
+    given = F.one_hot(LABELS.clamp_min(0), 3).double() * (LABELS >= 0)[:, None]
+    expected = (1 - alpha) * torch.linalg.solve(EYE - alpha * dense, given)
+    torch.testing.assert_close(spread(graph, given, alpha, tolerance=1e-10), expected, atol=1e-8, rtol=1e-6)

@@ -96,19 +96,21 @@ class Consensus(Head):
 
     def fit(self, features: Tensor, labels: Tensor) -> Tensor:
         check_fit(features, labels, self.classes)
-        chosen = pool_of(labels, self.settings.pool)
-        probs = self._transduce(features[chosen], labels[chosen])
-        self._keep(features[chosen], labels[chosen], probs)
+        with torch.inference_mode(False), torch.no_grad():
+            chosen = pool_of(labels.clone(), self.settings.pool)  # copies: inference tensors can't be learned from
+            pool, known = features[chosen].float().clone(), labels[chosen].clone()
+            self._keep(pool, known, self._transduce(pool, known))
         return self.predict(features)
 
     def predict(self, features: Tensor) -> Tensor:
         if not hasattr(self, "weight"):
             raise UserError("Consensus knows no classes yet: call fit, or load a fitted head's state.")
         check_predict(features, len(self.center) + len(self.shift))
-        return torch.cat([self._logits(part).softmax(dim=1) for part in features.split(65536)])
+        parts = [self._logits(part.to(self.weight.dtype)).softmax(dim=1) for part in features.split(65536)]
+        return torch.cat(parts).float()
 
     def _logits(self, features: Tensor) -> Tensor:
-        first, extra = features[:, : len(self.center)].float(), features[:, len(self.center) :].float()
+        first, extra = features[:, : len(self.center)], features[:, len(self.center) :]
         short = F.normalize((roots(first) - self.center) @ self.basis, dim=1) * SCALE
         return torch.cat([short, (extra - self.shift) * self.stretch], dim=1) @ self.weight + self.bias
 
@@ -240,7 +242,8 @@ def roots(features: Tensor) -> Tensor:
 
 
 def whitening(centered: Tensor, count: int) -> Tensor:
-    """The leading principal directions, divided by the fourth root of their variance: halfway to white.
+    """The leading principal directions, divided by the fourth root of their variance: halfway to white. Directions that
+    hardly vary stay small, for they are rounding.
 
     centered  (N, D)
     returns   (D, count)
@@ -248,7 +251,7 @@ def whitening(centered: Tensor, count: int) -> Tensor:
     covariance = (centered.T @ centered).double() / len(centered)
     values, vectors = torch.linalg.eigh(covariance)
     values, vectors = values.flip(0)[:count], vectors.flip(1)[:, :count]
-    return (vectors / values.clamp_min(1e-9 * float(values[0]) + 1e-30) ** 0.25).to(centered.dtype)
+    return (vectors / values.clamp_min(1e-4 * float(values[0]) + 1e-30) ** 0.25).to(centered.dtype)
 
 
 def graph_of(cosines: Tensor, neighbors: Tensor) -> Graph:
