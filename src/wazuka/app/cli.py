@@ -229,7 +229,7 @@ def demo(
     """
     from wazuka.app.demo import demo as run_demo
 
-    run_demo(name, out, seed)
+    run_demo(out, seed, name)
 
 
 @app.command

@@ -20,7 +20,7 @@ PER_CLASS = 4
 CLOTHS_PER_CLASS = 10
 
 
-def demo(name: str, out: Path | None, seed: int) -> None:
+def demo(out: Path | None, seed: int, name: str = "digits") -> None:
     """Train, compare, print the table and the report's path."""
     folder = out or free_folder("demo" if name == "digits" else f"demo-{name}")
     if name == "textiles":

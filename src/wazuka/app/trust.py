@@ -150,5 +150,6 @@ def learn_trust(fitted: CrossFitted | None, labeled: Tensor, classes: tuple[str,
         return Trust(temperature, fitted.probs, fitted.labels, fitted.fold, (), told, bank, left_out)
     scores = lac_scores(fitted.probs)
     promise = cross_sets(scores, fitted.labels, fitted.fold, [scores[:0]] * len(fitted.heads), MISSED, by_class=True)[1]
-    return Trust(temperature, fitted.probs, fitted.labels, fitted.fold, fitted.heads, promise.told(classes), bank,
-                 left_out)  # fmt: skip
+    # a head that learned from the pool treats hidden labels like the pool's other photos, but not like photos beyond it
+    told = f"{promise.told(classes)} That holds for photos that were there when it learned; others may be missed more."
+    return Trust(temperature, fitted.probs, fitted.labels, fitted.fold, fitted.heads, told, bank, left_out)
