@@ -195,6 +195,20 @@ def test_damaged_weights_are_told(monkeypatch):
         efficientnet_lite0()
 
 
+def test_three_lines_of_python(tmp_path):
+    images, truth = photos(12)
+    labels = np.where(np.arange(36) < 15, truth, -1)
+    classifier = wazuka.Classifier("consensus").fit(images, labels)
+    new, answers = photos(4, seed=3)
+    assert classifier.score(new, answers) > 0.9
+    opened = wazuka.load(classifier.save(tmp_path / "run"))
+    np.testing.assert_allclose(opened.predict_proba(new), classifier.predict_proba(new), atol=1e-5)
+    with pytest.raises(UserError, match="steps are the length"):
+        wazuka.Classifier("consensus", steps=3).fit(images, labels)
+    with pytest.raises(UserError, match="X is a table"):
+        wazuka.Classifier("consensus").fit(np.random.default_rng(0).random((9, 5)), np.arange(9) % 3)
+
+
 # The extractor
 
 

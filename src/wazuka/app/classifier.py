@@ -4,6 +4,7 @@ The estimator works in pipelines, searches and cross-validation. It writes nothi
 """
 
 import copy
+import itertools
 import math
 import warnings
 from collections.abc import Mapping
@@ -20,13 +21,16 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d, validate_data
 
 import wazuka
-from wazuka.app.catalog import entry, planned_settings
+from wazuka.app.backbones import Extractor, backbone_named
+from wazuka.app.catalog import Entry, entry, make_settings, planned_settings
 from wazuka.app.console import showing_progress
 from wazuka.app.learn import Learner, Watch, predict
 from wazuka.app.model import save_model
 from wazuka.app.plan import Plan, plan_for
 from wazuka.app.runs import FORMAT, new_run
+from wazuka.app.transfer import FeaturePlan, FrozenClassifier, build_head
 from wazuka.augment import Noise, Plain
+from wazuka.contract import Head, Method
 from wazuka.data import ImageSet, open_images
 from wazuka.errors import UserError
 from wazuka.training.processes import launch, precision_named
@@ -54,7 +58,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
         semi-supervised estimators have it, or None. A plain array of strings has a label for every image. With no
         unlabeled image at all, the labeled ones serve in their place, without their labels.
 
-    method        "fixmatch", "supervised", ... (`wazuka methods` lists them)
+    method        "fixmatch", "supervised", ... (`wazuka methods` lists them); heads such as "consensus" learn photos by
+                  the features of a pre-trained network, in seconds
     settings      mapping, the method's settings by name: {"threshold": 0.9, "optimizer.lr": 0.03}
     steps, minutes  how long to train; neither: what the plan for images of this size says (digits: about a minute)
     image_shape   of flat rows: (H, W), (H, W, c) or (c, H, W)
@@ -103,6 +108,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
         codes, classes = read_labels(y, len(X))
         layout = layout_of(X, self.image_shape)
         images = layout.pack(X).with_labels(codes, [str(name) for name in classes])
+        if issubclass(item.kind, Head):
+            return self._fit_head(item, layout, images, classes)
         plan = layout.plan(self.flip)
         settings = planned_settings(item, plan.settings_for(item.name), self.settings or {})
         fabric = launch(self.device)
@@ -115,16 +122,32 @@ class Classifier(ClassifierMixin, BaseEstimator):
             if self.minutes is not None:
                 steps = max(1, int(self.minutes * 60 / learner.seconds_per_step()))
             learner.learn(steps, watch=Watch(console.step) if console is not None else None)
-        self.classes_, self.layout_, self.plan_, self.method_ = classes, layout, plan, learner.method
+        self.plan_: Plan | FeaturePlan = plan
+        self.method_: Method = learner.method
+        self.classes_, self.layout_ = classes, layout
         self.steps_, self.n_labeled_, self.n_unlabeled_ = steps, images.n_labeled, len(images) - images.n_labeled
+        return self
+
+    def _fit_head(self, item: Entry, layout: "Layout", images: ImageSet, classes: np.ndarray) -> "Classifier":
+        """Learn on the features of the pre-trained network; nothing is written to the disk."""
+        if self.steps is not None or layout.table:
+            what = "steps are the length of a training from scratch" if self.steps is not None else "X is a table"
+            raise UserError(f"{self.method} learns on the features that a pre-trained network has of images: {what}.")
+        device = launch(self.device).device
+        extractor = Extractor(backbone_named("auto"), device, self.precision)
+        head = build_head(item, images.n_classes, make_settings(item, self.settings or {}))
+        head.fit(torch.from_numpy(extractor(images.images)), torch.from_numpy(images.labels.copy()))
+        backbone = extractor.backbone
+        self.classes_, self.layout_, self.plan_ = classes, layout, FeaturePlan(backbone, backbone.key())
+        self.method_ = FrozenClassifier((extractor,), head)
+        self.steps_, self.n_labeled_, self.n_unlabeled_ = 1, images.n_labeled, len(images) - images.n_labeled
         return self
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """(n, classes) probabilities, float64, in the order of `classes_`."""
         check_is_fitted(self, "method_")
         images = self.layout_.pack(self._checked(X, reset=False)).images
-        device = next(self.method_.parameters()).device
-        probs = predict(self.method_, images, device).astype(np.float64)
+        probs = predict(self.method_, images, _device_of(self.method_)).astype(np.float64)
         return probs / probs.sum(axis=1, keepdims=True)
 
     def predict(self, X: Any) -> np.ndarray:
@@ -154,7 +177,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
         save_model(run, self.method_)
         facts = {
             "format": FORMAT, "state": "done", "wazuka": wazuka.__version__, "torch": torch.__version__,
-            "method": self.method, "choices": {"settings": settings}, "plan": self.plan_.describe(),
+            "method": self.method, "choices": {"settings": settings, "precision": self.precision},
+            "plan": self.plan_.describe(),
             "classes": [str(name) for name in self.classes_], "size": [height, width], "channels": channels,
             "fit": "crop", "steps": self.steps_, "n_labeled": self.n_labeled_, "n_unlabeled": self.n_unlabeled_,
         }  # fmt: skip
@@ -169,7 +193,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
     def __getstate__(self) -> dict[str, Any]:
         """A network on a GPU is pickled as one on the CPU, so that any machine can open it."""
         state = dict(super().__getstate__())
-        if "method_" in state and next(self.method_.parameters()).device.type != "cpu":
+        if "method_" in state and _device_of(self.method_).type != "cpu":
             state["method_"] = copy.deepcopy(self.method_).cpu()
         return state
 
@@ -377,6 +401,11 @@ def _all_names_or_all_numbers(known: np.ndarray) -> np.ndarray:
     if any(value in ("", "-1") for value in known.tolist()):
         raise UserError('y has "" or "-1" among its names: mark unlabeled images with the number -1.')
     return known
+
+
+def _device_of(method: Method) -> torch.device:
+    """Where its weights are, or what a head has learned."""
+    return next(itertools.chain(method.parameters(), method.buffers())).device
 
 
 def _untouched_generators(device: torch.device) -> Any:
