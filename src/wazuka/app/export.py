@@ -102,8 +102,8 @@ def export(
             found = compare(session, as_pytorch(model.method), blocks(known, shape, images), images, progress)
             if not found.difference <= TOLERANCE:  # also where it is no number
                 raise UserError(
-                    f"ONNX Runtime answers otherwise than PyTorch (probabilities differ by up to "
-                    f"{found.difference:.2g}), so that no file was written: try other versions of torch and onnxruntime."
+                    f"ONNX Runtime answers otherwise than PyTorch (probabilities differ by {found.difference:.2g}), so "
+                    "that no file was written: try other versions of torch and onnxruntime."
                 )
     except OSError as error:
         raise UserError(f"{out} can't be written ({error.strerror}); give another --out.") from error
@@ -204,14 +204,12 @@ def resizing(length: int, size: int) -> Tensor:
 
 def graph_of(model: Model) -> Graph:
     """A float32 copy on the CPU of what the model computes, in eval mode."""
-    method, graph = model.method, None
-    if isinstance(method, FrozenClassifier):
-        temperature = None if method.trust is None else method.trust.temperature
-        backbones = [extractor.backbone for extractor in method.extractors]
-        graph = FrozenGraph(backbones, copy.deepcopy(method.head).to(CPU), model.size, temperature)
-    else:
-        graph = TrainedGraph(copy.deepcopy(method).to(CPU))
-    return graph.eval().requires_grad_(False)
+    method = model.method
+    if not isinstance(method, FrozenClassifier):
+        return TrainedGraph(copy.deepcopy(method).to(CPU)).eval()
+    temperature = None if method.trust is None else method.trust.temperature
+    backbones = [extractor.backbone for extractor in method.extractors]
+    return FrozenGraph(backbones, copy.deepcopy(method.head).to(CPU), model.size, temperature).eval()
 
 
 def as_pytorch(method: Method) -> Method:
@@ -224,9 +222,7 @@ def as_pytorch(method: Method) -> Method:
     return twin.eval()
 
 
-def compare(
-    session: Any, method: Method, images: Iterator[np.ndarray], total: int, progress: Progress = lambda done, total: None
-) -> Agreement:
+def compare(session: Any, method: Method, images: Iterator[np.ndarray], total: int, progress: Progress) -> Agreement:
     """What an ONNX Runtime session and a method on the CPU say of blocks of images, (n, C, H, W) uint8 each."""
     done, same, difference = 0, 0, 0.0
     for block in images:
@@ -255,12 +251,12 @@ def blocks(known: list[np.ndarray], shape: tuple[int, int, int], count: int) -> 
 def _noisy(known: list[np.ndarray], shape: tuple[int, int, int], generator: np.random.Generator) -> np.ndarray:
     channels, height, width = shape
     grain = 2 ** int(generator.integers(0, 6))
-    noise = generator.integers(0, 256, (channels, -(-height // grain), -(-width // grain)))
+    noise = generator.integers(0, 256, (channels, -(-height // grain), -(-width // grain)), dtype=np.uint8)
     noise = noise.repeat(grain, axis=1).repeat(grain, axis=2)[:, :height, :width]
-    if known:
-        share = generator.random()
-        noise = share * noise + (1 - share) * known[int(generator.integers(len(known)))]
-    return noise.astype(np.uint8)
+    if not known:
+        return noise
+    share = generator.random()
+    return (share * noise + (1 - share) * known[int(generator.integers(len(known)))]).astype(np.uint8)
 
 
 def cholesky(matrix: Tensor, *, upper: bool = False) -> Tensor:

@@ -101,7 +101,8 @@ def gather(given: Sequence[str | Path], listed: Sequence[str] = ()) -> Gathered:
         if os.path.isdir(path):
             listing = found.add_folder(Path(path))
             if not listing.names:
-                raise UserError("; ".join([f"{item} holds no image", *(reason for _, reason in listing.unreadable[:1])]))
+                reason = f"; it is {listing.unreadable[0].reason}" if listing.unreadable else ""
+                raise UserError(f"{item} holds no image{reason}")
         elif os.path.lexists(path):
             found.add_any(path)
         elif glob.has_magic(path):
