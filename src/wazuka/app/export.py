@@ -111,18 +111,21 @@ def export(
 
 
 def _write(model: Model, path: Path) -> None:
-    sample = torch.zeros(2, model.channels, *model.size, dtype=torch.uint8)
+    graph, sample = graph_of(model), torch.zeros(2, model.channels, *model.size, dtype=torch.uint8)
     shapes = {"images": {0: torch.export.Dim("N", min=1, max=LONGEST)}}
     with _quietly(), torch.no_grad():
-        traced = torch.export.export(graph_of(model), (sample,), dynamic_shapes=shapes, strict=False)
-        traced = traced.run_decompositions(WITHOUT_LAPACK)
+        try:
+            traced = torch.export.export(graph, (sample,), dynamic_shapes=shapes, strict=False)
+        except Exception:  # slower, but it understands len(images), as FlowGMM has it
+            traced = torch.export.export(graph, (sample,), dynamic_shapes=shapes, strict=True)
         program = torch.onnx.export(
-            traced, dynamic_shapes=shapes, input_names=["images"], output_names=["probabilities"],
-            opset_version=OPSET, dynamo=True, verbose=False,
+            traced.run_decompositions(WITHOUT_LAPACK), dynamic_shapes=shapes, input_names=["images"],
+            output_names=["probabilities"], opset_version=OPSET, dynamo=True, verbose=False,
         )  # fmt: skip
     assert program is not None
-    for node in program.model.graph:
-        node.metadata_props.clear()  # stack traces with the paths of this machine
+    made = program.model.graph
+    for part in (made, *made, *made.inputs, *made.outputs, *made.initializers.values()):
+        part.metadata_props.clear()  # notes of the tracer, among them paths of this machine
     program.model.metadata_props.update(
         classes=json.dumps(model.classes, ensure_ascii=False), size=json.dumps(model.size),
         channels=str(model.channels), fit=model.fit, run=model.folder.resolve().name, wazuka=__version__,
@@ -307,7 +310,7 @@ def _session(path: Path) -> Any:
 def _quietly() -> Iterator[None]:
     """Without the exporter's notes to developers."""
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -243,3 +243,18 @@ def test_weights_between_the_entries():
 def test_wrong_settings(wrong):
     with pytest.raises(ValueError, match="must"):
         dataclasses.replace(ConsensusSettings(), **wrong)
+
+
+def test_with_all_labels_the_mixture_is_linear_discriminant_analysis():
+    """Labels hold in every round, however much the densities disagree: a third of them is wrong here."""
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+    features, truth = clusters(each=30, size=6, apart=2.0)
+    labels = torch.where(torch.arange(len(truth)) % 3 == 0, truth.roll(1), truth)
+    labels = torch.cat([(labels == label).nonzero().flatten()[:20] for label in range(CLASSES)])  # as many of each
+    features, labels = features[labels].double(), torch.arange(CLASSES).repeat_interleave(20)
+    given = F.one_hot(labels, CLASSES).double()
+    everyone, start = torch.ones(len(labels), dtype=torch.bool), torch.full((len(labels), CLASSES), 1 / CLASSES)
+    found = discriminant(features, start.double(), given, everyone, hold=0.0, shrink=0.3)
+    theirs = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.3).fit(features.numpy(), labels.numpy())
+    torch.testing.assert_close(found, torch.from_numpy(theirs.predict_proba(features.numpy())), atol=2e-3, rtol=0)
