@@ -264,7 +264,8 @@ def export(
 
     It takes `images`, uint8 (N, channels, height, width) in the run's size, and gives `probabilities`, float32
     (N, classes): dividing by 255, resizing to the network's own size and normalizing are inside. Its metadata hold the
-    class names, the size, the channels, and how photos are brought to that size. Needs: pip install "wazuka[export]".
+    class names, the size, the channels, and how photos are brought to that size. It computes in float32, where
+    `wazuka predict` may compute in bfloat16. Needs: pip install "wazuka[export]".
 
     Parameters
     ----------
@@ -281,8 +282,8 @@ def export(
     out = out if out is not None else run / "model.onnx"
     with showing_progress() as console:
         found = write(run, out, images, lambda done, total: console.step("comparing with PyTorch", done, total))
-    print(f"On {found.images:,} images ONNX Runtime names {found.same:,} as PyTorch does; probabilities differ by "
-          f"{found.difference:.1g} at most.")  # fmt: skip
+    print(f"Of {found.images:,} images ONNX Runtime names {found.same:,} as PyTorch does in float32; probabilities "
+          f"differ by {found.difference:.1g} at most.")  # fmt: skip
     print(f"Exported: {out} ({out.stat().st_size / 2**20:.1f} MiB)")
 
 

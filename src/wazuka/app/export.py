@@ -2,7 +2,8 @@
 
 The file takes `images`, uint8 (N, C, H, W) in the run's size and channels, any N, and gives `probabilities`, float32
 (N, classes), calibrated where the run's are. Inside are the division by 255, gray to RGB, the resizing to what a
-pre-trained network looks at, its normalization, the network and the head on its features, all in float32.
+pre-trained network looks at, its normalization, the network and the head on its features, all in float32. (A run that
+computes in bfloat16 differs from that by some hundredths where it is unsure, in `wazuka predict` too.)
 
 Outside is left what makes a file an array of that size: decode, turn upright, gray or RGB, and resize with a bicubic
 filter that antialiases, as Pillow's does; `fit` of the metadata says how another aspect ratio is met ("squash"
@@ -10,17 +11,18 @@ stretches, "crop" cuts the center out, "pad" fills with black). The metadata als
 order of the probabilities), `size` (a JSON list, height and width), `channels`, `run` and the version of `wazuka`.
 Sets of classes, oddness and abstention stay with `wazuka predict`.
 
-Three things of PyTorch have no ONNX operator that does the same, and are rewritten in others that do: antialiased
-resizing as two matrix products, Cholesky's factor and the triangular system row by row.
+Three things of PyTorch are rewritten, for ONNX has no operator that does the same: antialiased resizing as two matrix
+products, Cholesky's factor and triangular systems row by row.
 """
 
 import copy
 import importlib.util
+import io
 import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ from wazuka.app.backbones import Extractor, Pretrained
 from wazuka.app.gallery import load_gallery
 from wazuka.app.learn import predict
 from wazuka.app.model import Model, load
+from wazuka.app.runs import Run
 from wazuka.app.transfer import FrozenClassifier
 from wazuka.atomic import replacing
 from wazuka.contract import Head, Method
@@ -95,9 +98,10 @@ def export(
             except OSError:
                 raise
             except Exception as error:  # of the tracer, the translator or the runtime: each has its own
+                name = Run(model.folder).read("run.json")["method"]
                 raise UserError(
-                    f"What {folder} has learned can't be written as ONNX ({_told(error)}): fit with another --method; "
-                    "consensus and fixmatch can."
+                    f"{name} can't be written in ONNX's operators ({_told(error)}); fit with another --method, such as "
+                    "consensus or fixmatch."
                 ) from error
             found = compare(session, as_pytorch(model.method), blocks(known, shape, images), images, progress)
             if not found.difference <= TOLERANCE:  # also where it is no number
@@ -106,7 +110,7 @@ def export(
                     "that no file was written: try other versions of torch and onnxruntime."
                 )
     except OSError as error:
-        raise UserError(f"{out} can't be written ({error.strerror}); give another --out.") from error
+        raise UserError(f"{out} can't be written ({error.strerror or error}); give another --out.") from error
     return found
 
 
@@ -308,11 +312,11 @@ def _session(path: Path) -> Any:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without the exporter's notes to developers."""
-    before = logging.root.manager.disable
+    """Without the notes to developers that the tracer and the translator log, warn of and print."""
+    before, unread = logging.root.manager.disable, io.StringIO()
     logging.disable(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(unread), redirect_stderr(unread):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -321,4 +325,4 @@ def _quietly() -> Iterator[None]:
 
 def _told(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+    return f"{type(error).__name__}: {lines[0][:100]}" if lines else type(error).__name__
