@@ -204,6 +204,36 @@ class Head(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Nudge:
+    """A small step of every pixel towards what the network took the image for (ODIN): x - size * sign(gradient of the
+    cross-entropy between softmax(logits / temperature) and the guess), not clipped.
+
+    size         of the step, where images lie in [0, 1]
+    temperature  above 0
+    """
+
+    size: float
+    temperature: float = 1000.0
+
+    def __post_init__(self) -> None:
+        if not self.size >= 0 or not self.temperature > 0:
+            raise ValueError(f"size must not be negative and temperature be above 0, got {self.size} and "
+                             f"{self.temperature}")  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wants:
+    """What a detector needs beside logits and features; nobody computes it for the others' sake.
+
+    activations  names of inner layers; None: all that the network records
+    nudge        a second pass over nudged images
+    """
+
+    activations: tuple[str, ...] | None = ()
+    nudge: Nudge | None = None
+
+
 @dataclass(frozen=True)
 class Observation:
     """What a frozen network made of a batch, in one pass; a detector needs nothing else.
@@ -211,11 +241,18 @@ class Observation:
     logits       (N, C)
     features     (N, D)          what enters the last linear layer
     activations  name -> (N, ...)  outputs of inner layers, in the order they ran; empty unless asked for
+    head         the last linear layer, logits = head(features); None where there is none
+    passes       (T, N, C)       logits of each member of an ensemble or of each noisy pass, whose mean softmax is the
+                                 softmax of `logits`; None where a single pass answered
+    nudged       nudge -> (N, C)  logits of the nudged images; empty unless asked for
     """
 
     logits: Tensor
     features: Tensor
     activations: Mapping[str, Tensor] = field(default_factory=dict)
+    head: nn.Module | None = None
+    passes: Tensor | None = None
+    nudged: Mapping[Nudge, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.logits)
@@ -223,6 +260,11 @@ class Observation:
 
 class Detector(nn.Module):
     """Says how odd an image is to a trained network. Fitted on images that are not odd; never shown odd ones."""
+
+    @property
+    def wants(self) -> Wants:
+        """What its observations must hold beside logits and features; for scoring, once it is fitted."""
+        return Wants()
 
     def fit(self, observations: Callable[[], Iterable[Observation]]) -> "Detector":
         """Learn from the training images. `observations()` starts a fresh pass over them in batches, so that a

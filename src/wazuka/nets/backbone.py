@@ -47,7 +47,7 @@ class Backbone(nn.Module):
 
                 hooks.append(modules[name].register_forward_hook(record))
             features = self.features(images)
-            return Observation(self.head(features).float(), features.float(), activations)
+            return Observation(self.head(features).float(), features.float(), activations, self.head)
         finally:
             for hook in hooks:
                 hook.remove()
