@@ -2,6 +2,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
 import wazuka.methods
@@ -109,6 +110,9 @@ def test_a_plan_goes_before_the_defaults_and_the_user_before_the_plan():
 @pytest.mark.parametrize("name", [n for n, item in entries().items() if item.fits and issubclass(item.kind, Method)])
 def test_every_method_that_fits_is_built_from_a_network(name):
     item = entry(name)
-    method = build(item, ConvNet(1, 3, (4,)), 3, make_settings(item, {}), unlabeled=9, shape=(1, 8, 8), unheard_of=1)
+    method = build(
+        item, ConvNet(1, 3, (4,)), 3, make_settings(item, {}), unlabeled=9, shape=(1, 8, 8), unheard_of=1,
+        guesses=torch.full((9, 3), 1 / 3),
+    )  # fmt: skip
     assert isinstance(method, nn.Module)
     assert {stream.pool for stream in method.streams()} <= {"labeled", "unlabeled"}

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from wazuka.app.model import Prediction
-from wazuka.app.tables import COLUMNS, format_of, predictions_csv, predictions_jsonl, write_predictions
+from wazuka.app.tables import COLUMNS, ROW_GROUP, csv_lines, format_of, jsonl_lines, write_predictions
 from wazuka.data import Skipped
 from wazuka.errors import UserError
 
@@ -23,7 +23,7 @@ BROKEN = [Skipped("broken.png", "the file ends early")]
 
 
 def test_one_row_a_picture_and_unreadable_files_last():
-    assert predictions_csv(TWO, BROKEN).splitlines() == [
+    assert "".join(csv_lines(TWO, BROKEN)).splitlines() == [
         PLAIN,
         "b.png,bee,0.9877,ant,0.0123,",
         "a.png,ant,1.0000,bee,0.0000,",
@@ -32,7 +32,7 @@ def test_one_row_a_picture_and_unreadable_files_last():
 
 
 def test_what_a_run_can_tell_beside_stands_before_the_note():
-    assert predictions_csv(TOLD, BROKEN).splitlines() == [
+    assert "".join(csv_lines(TOLD, BROKEN)).splitlines() == [
         "file,label,probability,runner_up,runner_up_probability,label_set,oddness,abstained,note",
         "b.png,bee,0.7500,ant,0.2500,bee|ant,0.0001234,yes,",
         "a.png,ant,1.0000,bee,0.0000,,0.5,no,",
@@ -45,10 +45,10 @@ def test_what_a_run_can_tell_beside_stands_before_the_note():
 )
 def test_a_column_is_there_as_soon_as_one_answer_has_it(field, value):
     answers = [TWO[0], dataclasses.replace(TWO[1], **{field: value})]
-    header, *rows = csv.reader(io.StringIO(predictions_csv(answers, [])))
+    header, *rows = csv.reader(io.StringIO("".join(csv_lines(answers, []))))
     assert header == [*PLAIN.split(",")[:-1], field, "note"]
     assert rows[0][-2] == ""
-    first, second = map(json.loads, predictions_jsonl(answers, []).splitlines())
+    first, second = map(json.loads, "".join(jsonl_lines(answers, [])).splitlines())
     assert first.keys() == second.keys() == set(header)
     assert first[field] is None
     assert second[field] == (list(value) if isinstance(value, tuple) else value)
@@ -65,25 +65,25 @@ def test_every_field_of_a_prediction_has_its_column():
 
 def test_any_name_comes_back_from_the_table():
     odd = 'a "b", c\nd;é=1.png'
-    text = predictions_csv([Prediction(odd, odd, 0.5, odd, 0.5)], [Skipped(odd, odd)])
+    text = "".join(csv_lines([Prediction(odd, odd, 0.5, odd, 0.5)], [Skipped(odd, odd)]))
     rows = list(csv.reader(io.StringIO(text)))
     assert rows[1] == [odd, odd, "0.5000", odd, "0.5000", ""]
     assert rows[2] == [odd, "", "", "", "", odd]
-    lines = predictions_jsonl([Prediction(odd, odd, 0.5, odd, 0.5)], [Skipped(odd, odd)]).splitlines()
+    lines = list(jsonl_lines([Prediction(odd, odd, 0.5, odd, 0.5)], [Skipped(odd, odd)]))
     assert [(json.loads(line)["file"], json.loads(line)["note"]) for line in lines] == [(odd, None), (odd, odd)]
     assert "é" in lines[0]
 
 
 def test_an_empty_table_has_its_header(tmp_path):
-    assert predictions_csv([], []) == PLAIN + "\n"
-    assert predictions_jsonl([], []) == ""
+    assert "".join(csv_lines([], [])) == PLAIN + "\n"
+    assert "".join(jsonl_lines([], [])) == ""
     write_predictions([], [], tmp_path / "none.parquet")
     empty = pq.read_table(tmp_path / "none.parquet")
     assert (empty.num_rows, empty.column_names) == (0, PLAIN.split(","))
 
 
 def test_every_line_is_an_object_with_all_that_is_known():
-    rows = [json.loads(line) for line in predictions_jsonl(TOLD, BROKEN).splitlines()]
+    rows = [json.loads(line) for line in "".join(jsonl_lines(TOLD, BROKEN)).splitlines()]
     assert rows[0] == {
         "file": "b.png", "label": "bee", "probability": 0.75, "runner_up": "ant", "runner_up_probability": 0.25,
         "label_set": ["bee", "ant"], "oddness": 0.00012345, "abstained": True, "note": None,
@@ -97,10 +97,10 @@ def test_every_line_is_an_object_with_all_that_is_known():
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_no_form_holds_a_number_that_is_none(tmp_path, bad):
     answers = [Prediction("a.png", "ant", bad, "bee", 0.25, oddness=bad)]
-    text = predictions_jsonl(answers, [])
+    text = "".join(jsonl_lines(answers, []))
     row = json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
     assert (row["probability"], row["oddness"], row["runner_up_probability"]) == (None, None, 0.25)
-    assert predictions_csv(answers, []).splitlines()[1] == "a.png,ant,,bee,0.2500,,"
+    assert "".join(csv_lines(answers, [])).splitlines()[1] == "a.png,ant,,bee,0.2500,,"
     write_predictions(answers, [], tmp_path / "a.parquet")
     assert pq.read_table(tmp_path / "a.parquet")["probability"].null_count == 1
 
@@ -112,7 +112,7 @@ def test_parquet_has_types_and_nulls(tmp_path):
     text, share = pa.string(), pa.float64()
     kinds = [text, text, share, text, share, pa.list_(text), share, pa.bool_(), text]
     assert table.schema.types == kinds
-    assert table.to_pylist() == [json.loads(line) for line in predictions_jsonl(TOLD, BROKEN).splitlines()]
+    assert table.to_pylist() == [json.loads(line) for line in "".join(jsonl_lines(TOLD, BROKEN)).splitlines()]
     write_predictions(TWO, [], out)  # no note, and still text
     assert pq.read_table(out).schema.types == [text, text, share, text, share, text]
 
@@ -124,20 +124,24 @@ def test_another_ending_is_told(name, tmp_path):
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "ndjson", "parquet"])
-def test_a_failed_writing_leaves_the_old_table(tmp_path, monkeypatch, ending):
+def test_a_failed_writing_leaves_the_old_table(tmp_path, ending):
     out = tmp_path / f"named.{ending}"
     write_predictions(TWO, [], out)
     before = out.read_bytes()
 
-    def full(path, *rest):
-        with open(path, "wb") as file:
-            file.write(b"half")
+    def told():
+        yield from [TOLD[0]] * (ROW_GROUP + 1)  # so that something is written already
         raise OSError("no space left")
 
-    monkeypatch.setattr("pyarrow.parquet.write_table", lambda table, path: full(path))
-    monkeypatch.setattr("pathlib.Path.write_bytes", full)
     with pytest.raises(UserError, match=f"named.{ending} can't be written \\(no space left\\); give another --out"):
-        write_predictions(TOLD, BROKEN, out)
-    monkeypatch.undo()
+        write_predictions(told(), BROKEN, out)
     assert out.read_bytes() == before
     assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_answers_that_come_one_by_one_are_written_as_a_list_is(tmp_path, ending):
+    many = [TOLD[number % len(TOLD)] for number in range(ROW_GROUP + 3)]
+    write_predictions(many, BROKEN, tmp_path / f"list.{ending}")
+    write_predictions(iter(many), BROKEN, tmp_path / f"stream.{ending}")
+    assert (tmp_path / f"list.{ending}").read_bytes() == (tmp_path / f"stream.{ending}").read_bytes()

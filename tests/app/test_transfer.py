@@ -108,7 +108,6 @@ def test_what_is_learned_when_it_is_said(tmp_path, choices, method):
     ("choices", "message"),
     [
         ({"method": "consensus", "backbone": "none"}, "learns on a pre-trained network's features"),
-        ({"method": "fixmatch", "backbone": "efficientnet-lite0"}, "learns from scratch and takes no --backbone"),
         ({"method": "consensus", "steps": 5}, "--steps is the length of a training from scratch"),
         ({"backbone": "efficentnet-lite0"}, "There is no backbone 'efficentnet-lite0'; did you mean"),
         ({"backbone": "zzz"}, "there are auto, none, efficientnet-lite0"),
@@ -285,3 +284,35 @@ def test_faults_of_a_few_pixels_are_seen_on_surfaces(tmp_path):
     probs = opened.probabilities(images)
     assert (probs.argmax(axis=1) == labels).mean() > 0.9
     np.testing.assert_allclose(opened.predict_proba(images.images), probs, atol=2e-2)  # features are kept in float16
+
+
+def test_photos_of_something_else_are_left_out_and_told(tmp_path):
+    images, labels = photos(20)
+    others = np.random.default_rng(5).integers(0, 256, (25, 3, 40, 40)).astype(np.uint8)
+    kept = np.full_like(labels, -1)
+    for label in range(3):
+        kept[np.flatnonzero(labels == label)[:8]] = label
+    together = np.concatenate([images, others])
+    np.savez(tmp_path / "photos.npz", x_train=together, y_train=np.concatenate([kept, np.full(25, -1)]))
+    run = tmp_path / "run"
+    model = wazuka.fit(tmp_path / "photos.npz", out=run, floor=False)
+    found = model.metrics["others"]
+    assert found["at_least"] > 0.05
+    assert abs(found["share"] - 25 / 61) < 0.15
+    rows = pq.read_table(run / "predictions.parquet").to_pylist()
+    roles = [row["role"] for row in rows if row["role"] != "cross-validated"]  # in the order of the photos
+    aside = [place for place, role in enumerate(roles) if role == "set aside"]
+    assert set(range(60, 85)) <= set(aside)
+    assert len(aside) < 25 + 10
+    report = (run / "report.html").read_text()
+    assert "seem to show none of the classes" in report
+    assert "Of something else?" in report
+    assert f"{len(aside)} photos were left out of the learning" in report
+
+
+def test_where_all_photos_belong_none_is_left_out(tmp_path):
+    run = tmp_path / "run"
+    model = wazuka.fit(photo_file(tmp_path, labeled=6), out=run, floor=False)
+    assert model.metrics["others"]["at_least"] == 0
+    assert "Of something else?" not in (run / "report.html").read_text()
+    assert "set aside" not in {row["role"] for row in pq.read_table(run / "predictions.parquet").to_pylist()}

@@ -98,6 +98,28 @@ def test_order_of_images_and_of_classes_changes_nothing(evaluation):
     np.testing.assert_array_equal(again.confusion[np.ix_(rename, rename)], evaluation.confusion)
 
 
+def test_calibration_error_counts_every_bin_in_a_loop_over_bins(evaluation):
+    probs, labels = answers()
+    right, confidence = probs.argmax(1) == labels, probs.max(1)
+    gaps = []
+    for m in range(BINS):
+        inside = (confidence > m / BINS) & (confidence <= (m + 1) / BINS)
+        if inside.any():
+            gaps.append(inside.mean() * abs(right[inside].mean() - confidence[inside].mean()))
+    assert evaluation.ece.value == pytest.approx(sum(gaps))
+    assert gaps[-1] > 0.01  # the surest bin, which must not be missing
+    order = np.argsort(confidence)
+    groups = np.array_split(order, BINS)
+    adaptive = sum(len(rows) / len(labels) * abs(right[rows].mean() - confidence[rows].mean()) for rows in groups)
+    assert evaluation.ace.value == pytest.approx(adaptive, abs=2e-3)  # where groups begin may differ by an image
+
+
+def test_brier_and_nll_by_their_definitions(evaluation):
+    probs, labels = answers()
+    assert evaluation.brier.value == pytest.approx(((probs - np.eye(4)[labels]) ** 2).sum(axis=1).mean())
+    assert evaluation.nll.value == pytest.approx(-np.log(probs[np.arange(400), labels]).mean())
+
+
 def test_equal_mass_groups_include_the_surest_images():
     assert np.bincount(groups_of(1797)).tolist().count(120) == 12
     assert np.bincount(groups_of(1797)).sum() == 1797

@@ -3,7 +3,9 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from sklearn import metrics
+from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
 from wazuka.evaluation.detection import (
     accuracy_at_coverage,
@@ -106,6 +108,46 @@ def test_risk_coverage_by_hand():
     np.testing.assert_allclose(risk, [0, 1 / 2, 1 / 3, 1 / 4])
     assert aurc([0.9, 0.5, 0.7, 0.6], [True, True, False, True]) == pytest.approx((1 / 2 + 1 / 3 + 1 / 4) / 4)
     assert augrc([0.9, 0.5, 0.7, 0.6], [True, True, False, True]) == pytest.approx(3 * (1 / 4) / 4)
+
+
+def test_agrees_with_torchmetrics():
+    scores, truth = torch.tensor(SCORES / 10), torch.tensor(TRUTH)  # of [0, 1] in torchmetrics, or it takes a sigmoid
+    squeezed = (scores - scores.min()) / (scores.max() - scores.min())
+    assert auroc(KNOWN, ODD) == pytest.approx(float(binary_auroc(squeezed, truth)), abs=1e-6)
+    assert average_precision(KNOWN, ODD) == pytest.approx(float(binary_average_precision(squeezed, truth)), abs=1e-6)
+    out = float(binary_average_precision(1 - squeezed, 1 - truth))
+    assert average_precision(-ODD, -KNOWN) == pytest.approx(out, abs=1e-6)
+    assert average_precision(KNOWN, ODD) > 0.9 > average_precision(-ODD, -KNOWN)  # in and out are two numbers
+
+
+def test_detection_accuracy_by_trying_every_threshold():
+    thresholds = [*np.unique(SCORES), math.inf]
+    best = max((np.mean(t <= KNOWN) + np.mean(t > ODD)) / 2 for t in thresholds)
+    assert detection_accuracy(KNOWN, ODD) == pytest.approx(best)
+    assert detection_accuracy(np.tile(KNOWN, 9), ODD) == pytest.approx(best)  # whatever the sizes
+    assert detection_accuracy(ODD, KNOWN) >= 0.5
+
+
+def test_fpr_by_trying_every_threshold_on_either_side():
+    accepting = [t for t in np.unique(SCORES) if np.mean(t <= KNOWN) >= 0.95]
+    assert fpr_at_tpr(KNOWN, ODD) == np.mean(max(accepting) <= ODD)
+    flagging = [t for t in np.unique(SCORES) if np.mean(t >= ODD) >= 0.95]
+    assert fpr_at_tpr(KNOWN, ODD, positive="odd") == np.mean(min(flagging) >= KNOWN)
+
+
+def test_risk_coverage_by_its_definition():
+    generator = np.random.default_rng(5)
+    confidence, correct = generator.random(57), generator.random(57) < 0.7
+    risks = []
+    for kept in range(1, 58):
+        surest = sorted(range(57), key=lambda image: -confidence[image])[:kept]
+        risks.append(1 - metrics.accuracy_score(np.ones(kept), correct[surest]))
+    coverage, risk = risk_coverage(confidence, correct)
+    np.testing.assert_allclose(risk, risks)
+    np.testing.assert_allclose(coverage, np.arange(1, 58) / 57)
+    assert aurc(confidence, correct) == pytest.approx(np.mean(risks))
+    trapezoid = metrics.auc(coverage, risk) / (1 - 1 / 57)  # torch-uncertainty's, within 1/n
+    assert aurc(confidence, correct) == pytest.approx(trapezoid, abs=1 / 57)
 
 
 def test_aurc_identities():

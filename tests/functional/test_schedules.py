@@ -87,3 +87,21 @@ def test_ramps_reach_one_and_stay() -> None:
 
 def test_it_rises_for_a_fifth_of_the_run_and_falls_for_the_rest() -> None:
     assert [schedules.rise_and_fall(p) for p in (0, 0.1, 0.2, 0.6, 1)] == pytest.approx([0, 0.5, 1, 0.5, 0])
+
+
+def test_a_staircase_of_another_factor() -> None:
+    fifths = schedules.staircase(0.25, 0.5, factor=0.2)
+    assert [fifths(p) for p in (0, 0.25, 0.5)] == pytest.approx([1, 0.2, 0.04])
+    with pytest.raises(ValueError, match="factor"):
+        schedules.staircase(0.5, factor=0)
+
+
+def test_belief_matchings_warm_up() -> None:
+    """cifar_trainer.py: 200 passes at 0.1, the first at 0.01, passes 1 to 5 at 0.02 times their number, drops at 100
+    and 150.
+    """
+    rate = schedules.warmed_up(schedules.staircase(0.5, 0.75), passes=200)
+    found = [0.1 * rate(done / 200) for done in (0, 0.99, 1, 2, 5, 6, 99, 100, 150)]
+    assert found == pytest.approx([0.01, 0.01, 0.02, 0.04, 0.1, 0.1, 0.1, 0.01, 0.001])
+    with pytest.raises(ValueError, match="passes"):
+        schedules.warmed_up(schedules.cosine, passes=5)

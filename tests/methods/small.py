@@ -23,16 +23,18 @@ METHODS = {name: item for name, item in entries().items() if issubclass(item.kin
 HEADS = {name: item for name, item in entries().items() if issubclass(item.kind, Head)}
 DETECTORS = {name: item for name, item in entries().items() if issubclass(item.kind, Detector)}
 
+NUMBERS = {"sde_net_regression"}  # methods that answer with numbers, not with classes
+
 CLASSES = 4  # of images, of answers, and of quarter turns
 SIDE = 8
 POOL = 24  # images in each pool
-NAMELESS = ("unlabeled", "target")  # pools whose labels no method may see
+NAMELESS = ("unlabeled", "target", "odd")  # pools whose labels no method may see
 POLICIES = {"plain": Plain(), "weak": Weak(shift=0.25), "strong": AffineStrong()}
 
 # Fields by the names that settings share; a method without them keeps its defaults, which only makes it slower.
 FEW: dict[str, Any] = {
     "labeled_batch": 4, "unlabeled_batch": 6, "batch": 4, "unlabeled_ratio": 2, "way": 3, "shot": 2, "query": 2,
-    "copies": 2,
+    "copies": 2, "odd_batch": 6,
     "threshold": 0.3,  # below any maximum of four probabilities but the flattest: guesses count from the first step on
     "inner_lr": 0.5,   # a step that is looked through must lead somewhere
 }  # fmt: skip
@@ -68,7 +70,7 @@ def images_of(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 def pools() -> dict[str, Pool]:
     """All that a method may draw from; nobody can learn from labels that are not there."""
     made = {}
-    for number, name in enumerate(("labeled", "unlabeled", "source", "target")):
+    for number, name in enumerate(("labeled", "unlabeled", "source", "target", "odd")):
         images, labels = images_of(POOL, seed=number)
         made[name] = Pool(images, torch.full_like(labels, -1) if name in NAMELESS else labels)
     return made
@@ -171,6 +173,13 @@ def head_of(name: str, classes: int = CLASSES, **changes: Any) -> Head:
     return head
 
 
+def detector_of(name: str, **changes: Any) -> Detector:
+    item = DETECTORS[name]
+    detector = item.kind(settings_of(item, **changes)) if item.settings else item.kind()  # type: ignore[call-arg]
+    assert isinstance(detector, Detector)
+    return detector
+
+
 def features_of(count: int, seed: int = 0, classes: int = CLASSES) -> tuple[Tensor, Tensor]:
     """(count, 3 * classes) float32, none negative, of classes that lie apart; (count,) their classes, in turn."""
     generator = torch.Generator().manual_seed(seed)
@@ -192,6 +201,12 @@ def draws_episodes(method: Method) -> bool:
 def head_cases() -> list[tuple[str, dict[str, Any]]]:
     """(head, what to change in its settings): all variants of all heads."""
     return [(name, turned) for name, item in HEADS.items() for turned in variants(item)]
+
+
+def detector_cases() -> list[tuple[str, dict[str, Any]]]:
+    """(detector, what to change in its settings): all variants of all detectors, and ODIN with a nudge."""
+    turned = [(name, one) for name, item in DETECTORS.items() for one in (variants(item) if item.settings else [{}])]
+    return [*turned, ("odin", {"size": 0.002}), ("odin", {"size": 0.002, "temperature": 1.0})]
 
 
 def cases() -> list[tuple[str, dict[str, Any]]]:

@@ -54,7 +54,8 @@ def entries() -> dict[str, Entry]:
             label = name if len(kinds) == 1 else kind.__name__.lower()
             chosen = next((s for s in settings if s.__name__ == f"{kind.__name__}Settings"), None)
             summary = (module.__doc__ or "").strip().splitlines()[0] if module.__doc__ else ""
-            fits = issubclass(kind, Head) or (setting in ("supervised", "semi") and issubclass(kind, Method))
+            learns = setting in ("supervised", "semi", "transfer") and issubclass(kind, Method)
+            fits = learns or issubclass(kind, Head)
             found[label] = Entry(label, setting, kind, chosen, summary, fits)
     return found
 

@@ -21,7 +21,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d, validate_data
 
 import wazuka
-from wazuka.app.backbones import Extractor, backbone_named
+from wazuka.app.backbones import Extractor, opened
 from wazuka.app.catalog import Entry, entry, make_settings, planned_settings
 from wazuka.app.console import showing_progress
 from wazuka.app.learn import Learner, Watch, predict
@@ -29,6 +29,7 @@ from wazuka.app.model import save_model
 from wazuka.app.plan import Plan, plan_for
 from wazuka.app.runs import FORMAT, new_run
 from wazuka.app.transfer import FeaturePlan, FrozenClassifier, build_head
+from wazuka.app.tuned import Start, TunedPlan, as_tuned, start_from, tuned_plan
 from wazuka.augment import Noise, Plain
 from wazuka.contract import Head, Method
 from wazuka.data import ImageSet, open_images
@@ -66,6 +67,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
     flip          whether a mirrored image still is of its class; None: yes for images in color, no for gray ones
     precision     "float32", "bfloat16" or "auto"
     device        "auto", "cpu", "cuda": where to train and predict
+    backbone      of heads, and of any other method, which then tunes it: a name ("auto", "efficientnet-lite0",
+                  "facebook/dinov2-small"), a folder, a module of your own, or a Pretrained
     random_state  int: the same seed gives the same classifier on the same machine; None: another one each time
     verbose       show progress on standard error
 
@@ -87,6 +90,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         flip: bool | None = None,
         precision: str = "auto",
         device: str = "auto",
+        backbone: Any = "auto",
         random_state: Any = 0,
         verbose: bool = False,
     ):
@@ -98,6 +102,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         self.flip = flip
         self.precision = precision
         self.device = device
+        self.backbone = backbone
         self.random_state = random_state
         self.verbose = verbose
 
@@ -110,14 +115,17 @@ class Classifier(ClassifierMixin, BaseEstimator):
         images = layout.pack(X).with_labels(codes, [str(name) for name in classes])
         if issubclass(item.kind, Head):
             return self._fit_head(item, layout, images, classes)
-        plan = layout.plan(self.flip)
+        fabric, start = launch(self.device), None
+        plan: Plan = layout.plan(self.flip)
+        if item.setting == "transfer" or not (isinstance(self.backbone, str) and self.backbone in ("auto", "none")):
+            plan, start = self._tuning(layout, images, fabric.device)
         settings = planned_settings(item, plan.settings_for(item.name), self.settings or {})
-        fabric = launch(self.device)
         # training seeds torch's own generators, which are the caller's: they are given back as they were
         with _untouched_generators(fabric.device), showing_progress() if self.verbose else nullcontext() as console:
             learner = Learner(
-                item, plan, settings, images, self._seed(), fabric, precision_named(self.precision, fabric.device)
-            )
+                item, plan, settings, images, self._seed(), fabric, precision_named(self.precision, fabric.device),
+                start=start,
+            )  # fmt: skip
             steps = int(self.steps or plan.steps)
             if self.minutes is not None:
                 steps = max(1, int(self.minutes * 60 / learner.seconds_per_step()))
@@ -128,13 +136,25 @@ class Classifier(ClassifierMixin, BaseEstimator):
         self.steps_, self.n_labeled_, self.n_unlabeled_ = steps, images.n_labeled, len(images) - images.n_labeled
         return self
 
+    def _tuning(self, layout: "Layout", images: ImageSet, device: torch.device) -> tuple[TunedPlan, Start]:
+        """How a pre-trained network is tuned on these images, and where that begins."""
+        if layout.table or (isinstance(self.backbone, str) and self.backbone == "none"):
+            what = "X is a table" if layout.table else "leave backbone='none' out"
+            raise UserError(f"{self.method} tunes a pre-trained network: {what}.")
+        backbone = as_tuned(opened(self.backbone, gpu=device.type == "cuda"), device)
+        features = torch.from_numpy(Extractor(backbone, device, self.precision)(images.images))
+        start = start_from(features, torch.from_numpy(images.labels.copy()), images.n_classes)
+        return tuned_plan(backbone, self.flip, images.channels), start
+
     def _fit_head(self, item: Entry, layout: "Layout", images: ImageSet, classes: np.ndarray) -> "Classifier":
         """Learn on the features of the pre-trained network; nothing is written to the disk."""
         if self.steps is not None or layout.table:
             what = "steps are the length of a training from scratch" if self.steps is not None else "X is a table"
             raise UserError(f"{self.method} learns on the features that a pre-trained network has of images: {what}.")
+        if isinstance(self.backbone, str) and self.backbone == "none":
+            raise UserError(f"{self.method} learns on a pre-trained network's features; leave backbone='none' out.")
         device = launch(self.device).device
-        extractor = Extractor(backbone_named("auto"), device, self.precision)
+        extractor = Extractor(opened(self.backbone, gpu=device.type == "cuda"), device, self.precision)
         head = build_head(item, images.n_classes, make_settings(item, self.settings or {}))
         head.fit(torch.from_numpy(extractor(images.images)), torch.from_numpy(images.labels.copy()))
         backbone = extractor.backbone

@@ -89,7 +89,8 @@ def fit(
         How to learn; `wazuka methods` lists them. Default: photos by their features in a pre-trained network
         (consensus), small gray images from scratch (fixmatch).
     backbone
-        The pre-trained network: efficientnet-lite0, or none to learn from scratch.
+        The pre-trained network: efficientnet-lite0, a folder with config.json and model.safetensors, or a name on the
+        Hugging Face hub such as facebook/dinov2-small; none to learn from scratch. Default: the best that is present.
     teacher
         The folder of a finished run on the same classes, from which --method distillation learns.
     set_
@@ -139,6 +140,9 @@ def fit(
         told = metrics["estimate"]
         print(f"Expected on your {metrics['n_unlabeled']:,} unlabeled images: {share(told['value'])} right "
               f"({100 * told['level']:.0f} % interval {span(told['low'], told['high'])}), as far as the labels tell.")
+    network = _network(folder, backbone)
+    if network:
+        print(network)
     if "unlabeled" in metrics:
         print(sentence(metrics["unlabeled"], metrics["n_unlabeled"]))
     skipped = _count_skipped(folder)
@@ -183,7 +187,7 @@ def predict(
     """
     from wazuka.app.console import showing_progress
     from wazuka.app.model import load
-    from wazuka.app.tables import TEXTS, format_of, write_predictions
+    from wazuka.app.tables import LINES, format_of, write_predictions
     from wazuka.data.gather import names_in
 
     if not photos:
@@ -204,15 +208,16 @@ def predict(
     given = tuple(word for word in photos if word != "-")
     with showing_progress() as console:
         images = model.open(given[0] if len(given) == 1 else given, listed, progress=console.opening)
-        answers = model.name(images, lambda done, total: console.step("naming images", done, total), allowed)
-    if out is None:
-        # Bytes, for a Windows console's own encoding lacks most of the letters that file names have.
-        sys.stdout.buffer.write(TEXTS[format_ or "csv"](answers, images.skipped).encode())
-        sys.stdout.buffer.flush()  # here, where a reader that has gone is met, and not when Python ends
-        return
-    write_predictions(answers, images.skipped, out)
+        answers = model.named(images, lambda done, total: console.step("naming images", done, total), allowed)
+        if out is None:
+            for line in LINES[format_ or "csv"](answers, images.skipped):
+                # Bytes, for a Windows console's own encoding lacks most of the letters that file names have.
+                sys.stdout.buffer.write(line.encode())
+            sys.stdout.buffer.flush()  # here, where a reader that has gone is met, and not when Python ends
+            return
+        write_predictions(answers, images.skipped, out)
     left_out = f", {len(images.skipped)} unreadable" if images.skipped else ""
-    print(f"{len(answers):,} photos named{left_out}: {out}", file=sys.stderr)
+    print(f"{len(images):,} photos named{left_out}: {out}", file=sys.stderr)
 
 
 @app.command
@@ -237,19 +242,41 @@ def compare(
     data: str,
     /,
     *,
-    methods: Annotated[str, Parameter(help="Names, with commas between; `wazuka methods` lists them.")],
+    methods: Annotated[str | None, Parameter(help="Names, with commas between; `wazuka methods` lists them.")] = None,
     labels: Annotated[int, Parameter(help="Labels in all, the same number for each class.")] = 40,
     seeds: Annotated[int, Parameter(help="How many seeds: each draws its own labels.")] = 5,
     steps: Annotated[int | None, Parameter(help="Of each training. Default: what suits the images' size.")] = None,
+    backbone: Annotated[str, Parameter(help="The pre-trained network of methods that learn on features.")] = "auto",
+    odd: Annotated[str | None, Parameter(help="Images of something else: compare detectors, not methods.")] = None,
+    detectors: Annotated[str, Parameter(help="With --odd: names, with commas between. Default: all that fit.")] = "",
+    fitted_on: Annotated[
+        Literal["labeled", "pool"], Parameter(help="With --odd: which images detectors learn from.")
+    ] = "labeled",
     out: Annotated[Path | None, Parameter(help="Folder of the results. Default: runs/compare-DATA.")] = None,
 ) -> None:
     """Compare methods on the same images, labels, network and budget: a table with intervals, and a plot.
 
+    Or, with --odd, compare what tells images of DATA from images of something else, by the same trained network:
+
+        wazuka compare fashion_mnist --odd mnist --methods supervised --labels 1000
+
     Finished trainings are kept: the same command goes on where it was interrupted.
     """
+    named = tuple(name.strip() for name in (methods or "").split(",") if name.strip())
+    if odd is not None:
+        from wazuka.app.compare_detectors import compare_detectors
+
+        if len(named) > 1:
+            raise UserError(f"Detectors are compared on one method's network, got {len(named)} --methods.")
+        asked = tuple(name.strip() for name in detectors.split(",") if name.strip())
+        method = named[0] if named else "auto"
+        compare_detectors(data, odd, asked, labels, seeds, steps, out, method, backbone, fitted_on)
+        return
+    if detectors:
+        raise UserError("--detectors are compared by images of something else; say where they are with --odd.")
     from wazuka.app.compare import compare as run_compare
 
-    run_compare(data, tuple(name.strip() for name in methods.split(",") if name.strip()), labels, seeds, steps, out)
+    run_compare(data, named, labels, seeds, steps, out, backbone=backbone)
 
 
 @app.command
@@ -337,6 +364,19 @@ def _share(typed: str) -> float:
         return float(words.removesuffix("%")) / 100 if words.endswith("%") else float(words)
     except ValueError:
         raise UserError(f"--max-error takes a share such as 5% or 0.05, got {typed!r}.") from None
+
+
+def _network(folder: Path, asked: str) -> str:
+    """Which pre-trained network was taken, and what a better one would bring; "" where the user named it."""
+    from wazuka.app.hub import advice
+    from wazuka.app.runs import Run
+
+    taken = Run(folder).read("run.json").get("backbone") if asked == "auto" else None
+    if taken is None:
+        return ""
+    import torch
+
+    return f"Network: {taken}. {advice(taken, torch.cuda.is_available())}".rstrip()
 
 
 def _count_skipped(folder: Path) -> int:

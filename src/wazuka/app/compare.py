@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from wazuka.app.backbones import Extractor, backbone_named
+from wazuka.app.backbones import Extractor, opened
 from wazuka.app.catalog import entry, make_settings
 from wazuka.app.console import Console, clock, share, showing_progress, span, table
 from wazuka.app.job import Choices, Job, fingerprint
@@ -15,6 +15,7 @@ from wazuka.app.learn import Interrupted, Watch, stopping_on_signals
 from wazuka.app.prepared import prepare
 from wazuka.app.runs import Run
 from wazuka.app.transfer import COMMON_SIDE, SCRATCH_SIDE
+from wazuka.app.tuned import as_tuned
 from wazuka.atomic import write_atomic
 from wazuka.contract import Head
 from wazuka.data import Dataset, open_images, require_labels
@@ -31,11 +32,13 @@ def compare(
     steps: int | None,
     out: Path | None,
     called: Mapping[str, str] | None = None,
+    backbone: Any = "auto",
 ) -> dict[str, Any]:
     """Train every method on every seed, print the table, write results.json and accuracy.svg; returns the results.
 
     A method's name may carry settings: "fixmatch:alignment=true" or "supervised:view=weak". What a former call with
     the same arguments finished is taken from results.json. `called`: other names for the table and the plot.
+    `backbone`: of methods that learn on features, as for `fit`.
     """
     if not methods:
         raise UserError("--methods needs at least one name; `wazuka methods` lists them.")
@@ -44,8 +47,13 @@ def compare(
     wanted = {name: _parted(name) for name in methods}
     folder = out or Path("runs") / f"compare-{Path(source).name}"
     with showing_progress() as console, stopping_on_signals() as stop:
-        on_features = _on_features([method for method, _ in wanted.values()])
-        side, shaped = (COMMON_SIDE, "squash") if on_features else (SCRATCH_SIDE, "crop")
+        named = [method for method, _ in wanted.values()]
+        pretrained, fabric = opened(backbone) if _on_a_backbone(named, backbone) else None, launch()
+        tuned = any(not issubclass(entry(method).kind, Head) for method in named)
+        if pretrained is not None and tuned:  # heads beside it learn on what it sees, so that both get the same
+            pretrained = as_tuned(pretrained, fabric.device)
+        side, shaped = (SCRATCH_SIDE, "crop") if pretrained is None else (max(COMMON_SIDE, pretrained.size), "squash")
+        side = pretrained.size if pretrained is not None and tuned else side
         data = open_images(source, progress=console.opening, common=side, fit=shaped)
         require_labels(data)
         per_class, rest = divmod(labels, data.train.n_classes)
@@ -55,20 +63,21 @@ def compare(
                 f"take a multiple of {data.train.n_classes}."
             )
         asked = {"data": source, "fingerprint": fingerprint(data), "labels": labels, "steps": steps}
-        results = _before(folder, asked)
-        fabric = launch()
-        extractors = (Extractor(backbone_named("auto"), fabric.device),) if on_features else None
+        if pretrained is not None:
+            asked["backbone"] = [pretrained.name, pretrained.key()]
+        results = finished_before(folder, asked)
+        extractors = (Extractor(pretrained, fabric.device),) if pretrained is not None else None
         for seed in range(seeds):
             for name, (method, settings) in wanted.items():
                 if any(row["method"] == name and row["seed"] == seed for row in results["runs"]):
                     continue
                 if stop():
-                    raise Interrupted(_command(source, methods, labels, seeds, steps, folder))
-                watch = Watch(_named(console, f"{name}, seed {seed}"), stop)
+                    raise Interrupted(_command(source, methods, labels, seeds, steps, folder, backbone))
+                watch = Watch(stage_named(console, f"{name}, seed {seed}"), stop)
                 try:
                     row = _one(data, name, method, settings, per_class, seed, steps, fabric, folder, watch, extractors)
                 except Interrupted:
-                    raise Interrupted(_command(source, methods, labels, seeds, steps, folder)) from None
+                    raise Interrupted(_command(source, methods, labels, seeds, steps, folder, backbone)) from None
                 results["runs"].append(row)
                 write_atomic(folder / "results.json", json.dumps(results, indent=1))
     return _report(results, list(wanted), seeds, folder, called or {})
@@ -91,19 +100,24 @@ def _one(
     return {"method": name, "seed": seed, "correct": correct, "n": n, "seconds": round(seconds, 2)}
 
 
-def _on_features(methods: Sequence[str]) -> bool:
-    """Whether the methods are heads. Raises UserError where some are and some learn from scratch."""
-    heads = [method for method in methods if issubclass(entry(method).kind, Head)]
-    if heads and len(heads) < len(methods):
-        other = next(method for method in methods if method not in heads)
+def _on_a_backbone(methods: Sequence[str], backbone: Any) -> bool:
+    """Whether the methods learn on a pre-trained network: on its features, or by tuning it, which any method does that
+    is given a backbone. Raises UserError where only some do.
+    """
+    if not (isinstance(backbone, str) and backbone in ("auto", "none")):
+        return True
+    kinds = {method: entry(method) for method in methods}
+    on_it = [name for name, item in kinds.items() if issubclass(item.kind, Head) or item.setting == "transfer"]
+    if on_it and len(on_it) < len(methods):
+        other = next(method for method in methods if method not in on_it)
         raise UserError(
-            f"{heads[0]} learns on a pre-trained network's features and {other} from scratch, which is no fair "
-            "comparison: compare them apart."
+            f"{on_it[0]} learns on a pre-trained network and {other} from scratch, which is no fair comparison: "
+            "compare them apart, or give a --backbone for both."
         )
-    return bool(heads)
+    return bool(on_it)
 
 
-def _named(console: Console, name: str) -> Callable[[str, int, int], None]:
+def stage_named(console: Console, name: str) -> Callable[[str, int, int], None]:
     """The console's step under another name than the stage's."""
     return lambda stage, done, total: console.step(name, done, total)
 
@@ -137,12 +151,12 @@ def _report(
     table(title, columns, rows)
     results["summary"] = {name: summary.to_dict() for name, summary in summaries.items()}
     write_atomic(folder / "results.json", json.dumps(results, indent=1))
-    write_atomic(folder / "accuracy.svg", _plot(title, {named[name]: summary for name, summary in summaries.items()}))
+    write_atomic(folder / "accuracy.svg", plot(title, {named[name]: summary for name, summary in summaries.items()}))
     print(f"\nPlot: {folder / 'accuracy.svg'}\nNumbers: {folder / 'results.json'}")
     return results
 
 
-def _plot(title: str, summaries: dict[str, Summary]) -> str:
+def plot(title: str, summaries: dict[str, Summary], what: str = "test accuracy, %") -> str:
     """One line a method: a dot for each seed, and the mean with its interval."""
     import io
 
@@ -158,7 +172,7 @@ def _plot(title: str, summaries: dict[str, Summary]) -> str:
         axes.plot([100 * mean.value], [place], "D", color="#1f5fbf", ms=6)
     axes.set_yticks(range(len(summaries)), list(summaries))
     axes.set_ylim(len(summaries) - 0.5, -0.5)
-    axes.set_xlabel("test accuracy, % (dots: seeds; diamond: mean; line: its 95 % interval)")
+    axes.set_xlabel(f"{what} (dots: seeds; diamond: mean; line: its 95 % interval)")
     axes.set_title(title, loc="left", fontsize=11)
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -167,7 +181,7 @@ def _plot(title: str, summaries: dict[str, Summary]) -> str:
     return buffer.getvalue()
 
 
-def _before(folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
+def finished_before(folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
     """What a former call finished. Raises UserError when the folder holds another comparison."""
     path = folder / "results.json"
     try:
@@ -178,8 +192,8 @@ def _before(folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
         return {**asked, "runs": []}
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
-        same = all(results[name] == value for name, value in asked.items()) and isinstance(results["runs"], list)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        same = all(results.get(name) == value for name, value in asked.items()) and isinstance(results["runs"], list)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} can't be read ({error}); give another --out.") from error
     if not same:
         raise UserError(f"{path} holds another comparison; give another --out.")
@@ -197,7 +211,11 @@ def _parted(name: str) -> tuple[str, dict[str, str]]:
     return method, given
 
 
-def _command(source: str, methods: Sequence[str], labels: int, seeds: int, steps: int | None, folder: Path) -> str:
+def _command(
+    source: str, methods: Sequence[str], labels: int, seeds: int, steps: int | None, folder: Path, backbone: Any
+) -> str:
     words = ["wazuka", "compare", source, "--methods", ",".join(methods), "--labels", str(labels)]
     words += ["--seeds", str(seeds)]
+    if isinstance(backbone, (str, Path)) and str(backbone) != "auto":
+        words += ["--backbone", str(backbone)]
     return shlex.join([*words, *(["--steps", str(steps)] if steps else []), "--out", str(folder)])

@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from wazuka.app.backbones import Extractor
 from wazuka.app.catalog import Entry, planned_settings
 from wazuka.app.learn import Learner, Watch
 from wazuka.app.plan import Plan, plan_for
 from wazuka.app.prepared import Prepared, parts_of
 from wazuka.app.runs import Run
+from wazuka.app.tuned import start_from, tuned_plan
 from wazuka.contract import Method
 from wazuka.data import ImageSet, folds
 
@@ -31,6 +34,8 @@ class Contender:
     parts   of the cross-validation where there are no test images; 0: none
     prefix  of the names of its trainings
     teacher a trained method, for those that learn from one
+    tuned   the frozen network that is to be tuned, with the features it has of the training images (N, D); None: from
+            scratch
     """
 
     item: Entry
@@ -43,9 +48,12 @@ class Contender:
     precision: torch.dtype
     prefix: str = ""
     teacher: Method | None = None
+    tuned: tuple[Extractor, Tensor] | None = None
 
     @cached_property
     def plan(self) -> Plan:
+        if self.tuned is not None:
+            return tuned_plan(self.tuned[0].backbone, self.flip, self.prepared.train.channels)
         return plan_for(*self.prepared.train.size, self.prepared.train.channels, self.flip)
 
     @cached_property
@@ -63,7 +71,12 @@ class Contender:
     def learner(self, train: ImageSet | None = None, seed: int | None = None) -> Learner:
         """Its network before the first step."""
         train, seed = train if train is not None else self.prepared.train, self.seed if seed is None else seed
-        return Learner(self.item, self.plan, self.settings, train, seed, self.fabric, self.precision, self.teacher)
+        start = None
+        if self.tuned is not None:
+            start = start_from(self.tuned[1], torch.from_numpy(train.labels.copy()), train.n_classes)
+        return Learner(
+            self.item, self.plan, self.settings, train, seed, self.fabric, self.precision, self.teacher, start
+        )
 
     def train(self, learner: Learner, steps: int, watch: Watch, run: Run) -> "Trained":
         """Learn from all labels, then measure. Raises Interrupted after saving when `watch.stop()` says so."""

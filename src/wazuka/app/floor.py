@@ -59,7 +59,11 @@ def judge(probs: np.ndarray, floor_probs: np.ndarray, labels: np.ndarray, choose
 
 
 def sentence(told: dict[str, Any], n_unlabeled: int) -> str:
-    """What the verdict (`Verdict.to_dict`) says to somebody who has never heard of it."""
+    """What the verdict (`Verdict.to_dict`) says to somebody who has never heard of it; "tuned" in it: the floor is what
+    the network gives without being tuned.
+    """
+    if told.get("tuned"):
+        return _of_tuning(told)
     counts = (
         f"with them {told['correct']:,} of {told['n']:,} were named right, on the labels alone "
         f"{told['floor_correct']:,} ({told['only_method']:,} only with them, {told['only_floor']:,} only without)."
@@ -77,6 +81,19 @@ def sentence(told: dict[str, Any], n_unlabeled: int) -> str:
             "they show the classes that the labels name."
         )
     return f"Whether the {n_unlabeled:,} unlabeled photos helped can't be told from so few: {counts}"
+
+
+def _of_tuning(told: dict[str, Any]) -> str:
+    counts = (
+        f"the tuned one named {told['correct']:,} of {told['n']:,} right, the frozen one {told['floor_correct']:,} "
+        f"({told['only_method']:,} only the tuned one, {told['only_floor']:,} only the frozen one)."
+    )
+    if told["stays"] == "labels alone":
+        return f"Tuning the network was found not to pay: {counts} What learned on the frozen network's features stays."
+    if told["p_value"] <= CHANCE:
+        paid = "paid" if told["correct"] > told["floor_correct"] else "did harm"
+        return f"Tuning the network {paid}: {counts}"
+    return f"Whether tuning the network paid can't be told from so few: {counts}"
 
 
 def guessed_shares(probs: np.ndarray) -> list[float]:

@@ -19,24 +19,27 @@ SHOWN = 24  # of each kind
 
 def save_gallery(
     path: Path, train: ImageSet, guesses: np.ndarray, tested: ImageSet | None, test_probs: np.ndarray | None,
-    looks: Sequence[tuple[int, np.ndarray]] = (),
+    looks: Sequence[tuple[int, np.ndarray]] = (), odd: np.ndarray | None = None,
 ) -> None:  # fmt: skip
     """Choose and write the pictures.
 
     train      what it learned from, with `guesses` (N, C): images without a label are shown by how sure it is
     tested     what its number was measured on, with `test_probs`: its mistakes are shown, the surest first
     looks      positions in `tested` (in `train` without one) and their pictures with what was looked at marked
+    odd        positions in `train` of photos that seem to show none of the classes, the oddest first
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows = train.unlabeled  # their pixels stay where they are: a large set is mapped from the disk
+    odd = np.zeros(0, np.int64) if odd is None else odd
+    rows = np.setdiff1d(train.unlabeled, odd)  # pixels stay where they are: a large set is mapped from the disk
     order = rows[np.argsort(-guesses[rows].max(axis=1, initial=0), kind="stable")]
     chosen = [("surest", train, guesses, order[:SHOWN]), ("unsure", train, guesses, order[SHOWN:][::-1][:SHOWN])]
     if tested is not None and test_probs is not None:
         wrong = np.flatnonzero(test_probs.argmax(axis=1) != tested.labels)
         worst = wrong[np.argsort(-test_probs[wrong].max(axis=1), kind="stable")][:SHOWN]
         chosen.append(("mistakes", tested, test_probs, worst))
+    chosen.append(("odd", train, guesses, odd[:SHOWN]))
     marked = dict(looks)
     seen, seen_probs = (tested, test_probs) if tested is not None and test_probs is not None else (train, guesses)
     chosen.append(("looks", seen, seen_probs, np.array(list(marked), np.int64)))
@@ -67,7 +70,7 @@ def load_gallery(path: Path) -> dict[str, list["Picture"]]:
 
     from wazuka.app.report import Picture
 
-    groups: dict[str, list[Picture]] = {"surest": [], "unsure": [], "mistakes": [], "looks": []}
+    groups: dict[str, list[Picture]] = {"surest": [], "unsure": [], "mistakes": [], "looks": [], "odd": []}
     if not path.exists():
         return groups
     try:

@@ -1,5 +1,6 @@
 """What a report tells of the inside: where the network looks, and what besides the object gives the label away."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from wazuka.app.backbones import Extractor
+from wazuka.app.hub import HubNet
 from wazuka.app.transfer import FrozenClassifier
 from wazuka.data import ImageSet
 from wazuka.explain import look, overlay, shortcut_checks
+from wazuka.nets import Backbone
 
 LOOKS = 10        # photos
 LOOK_SIDE = 256   # pixels: a map has a place for every 32
@@ -41,21 +45,34 @@ def worth_telling(told: list[dict[str, Any]]) -> list[str]:
 def looks(method: FrozenClassifier, images: ImageSet, probs: np.ndarray) -> list[tuple[int, np.ndarray]]:
     """(position, the photo with a warm overlay where the answer comes from, (3, H, W) uint8) of ten photos.
 
-    Mistakes first, then the surest of each class in turn. None for a network without maps, or where the surface of
-    photos was looked at too, which no single map explains.
+    Mistakes first, then the surest of each class in turn. None where `without_looks` says why.
     """
     net = method.extractors[0].backbone.net
-    if len(method.extractors) > 1 or not hasattr(net, "maps") or not len(images):
+    if without_looks(method.extractors) or not len(images):
         return []
     rows = chosen(probs, images.labels)
     pixels = torch.from_numpy(np.array(images.subset(rows).with_channels(3).images))
     side = max(LOOK_SIDE, *pixels.shape[2:])
     large = F.interpolate(pixels.float() / 255, (side, side), mode="bicubic", antialias=True).clamp(0, 1)
-    heat = look(net, method.head, large, torch.from_numpy(probs[rows].argmax(axis=1)))
+    layer = net.layer if isinstance(net, HubNet) else None
+    heat = look(net, method.head, large, torch.from_numpy(probs[rows].argmax(axis=1)), layer)
     return [
         (row, overlay((image * 255).round().to(torch.uint8), one).numpy())
         for row, image, one in zip(rows.tolist(), large, heat, strict=True)
     ]
+
+
+def without_looks(extractors: Sequence[Extractor]) -> list[str]:
+    """Why no photo shows where the network looks, in a sentence; none where they do."""
+    if not extractors:
+        return []
+    backbone = extractors[0].backbone
+    if len(extractors) > 1:
+        return ["Where it looks is not shown: it looked at surfaces too, and no single map explains both."]
+    net = backbone.net
+    if net.layer if isinstance(net, HubNet) else isinstance(net, Backbone) and hasattr(net, "maps"):
+        return []
+    return [f"Where it looks is not shown: {backbone.name} has no maps whose places add up to its features."]
 
 
 def chosen(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -16,13 +16,14 @@ import numpy as np
 import torch
 
 import wazuka
-from wazuka.app.backbones import Extractor, backbone_named
+from wazuka.app.backbones import Extractor, Pretrained, backbone_named, opened
 from wazuka.app.catalog import entry, make_settings
 from wazuka.app.contender import Contender, Trained
 from wazuka.app.floor import FLOOR, Verdict, guessed_shares, judge
 from wazuka.app.gallery import save_gallery
-from wazuka.app.insight import looks, shortcuts
-from wazuka.app.learn import Interrupted, Watch
+from wazuka.app.hub import best_present
+from wazuka.app.insight import looks, shortcuts, without_looks
+from wazuka.app.learn import Interrupted, Learner, Watch
 from wazuka.app.model import Model, save_model
 from wazuka.app.prepared import Prepared, parts_of, prepare
 from wazuka.app.reporting import write_report
@@ -32,12 +33,16 @@ from wazuka.app.transfer import (
     COMMON_SIDE,
     SCRATCH_SIDE,
     FeatureContender,
+    FeatureLearner,
+    Features,
     FrozenClassifier,
     Known,
+    extracted,
     extractors_for,
     suits,
 )
 from wazuka.app.trust import learn_trust
+from wazuka.app.tuned import as_tuned
 from wazuka.atomic import save_atomic, write_atomic
 from wazuka.contract import Head, Method
 from wazuka.data import Dataset, Draw, ImageSet, draw_from_json, draw_to_json, open_images
@@ -48,6 +53,8 @@ from wazuka.training.processes import launch, precision_named
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+    from torch import Tensor, nn
+
 HEAD = "consensus"           # what learns on features where nobody says
 FLOOR_HEAD = "linear_probe"  # what learns on the features of the labels alone
 FLOOR_SHARE = 0.3  # about what learning from the labels alone costs, in trainings with unlabeled images
@@ -111,7 +118,7 @@ def fit(
     labels_per_class: int | None = None,
     seed: int = 0,
     method: str = "auto",
-    backbone: str = "auto",
+    backbone: "str | Path | nn.Module | Pretrained" = "auto",
     teacher: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
     steps: int | None = None,
@@ -136,8 +143,9 @@ def fit(
     seed              decides the draw, the start and every augmentation
     method            "consensus", "fixmatch", ... (`wazuka methods`); "auto": consensus on a pre-trained network's
                       features, or FixMatch from scratch for small gray images; settings: its settings, by name
-    backbone          "efficientnet-lite0": a pre-trained network whose features heads learn on; "none": from scratch;
-                      "auto": as the method and the images suggest
+    backbone          a pre-trained network whose features heads learn on: "efficientnet-lite0", a folder or a name on
+                      the hub ("facebook/dinov2-small"), a module of your own or a Pretrained, which `load` wants again;
+                      "none": from scratch; "auto": as the method and the images suggest, the best that is present
     teacher           the folder of a finished run on the same classes, which "distillation" learns from
     steps, minutes    how long to train; neither: what the plan for images of this size says
     size              pixels images are brought to; fit: how ("crop", "pad", "squash"; "auto" squashes for a pre-trained
@@ -152,15 +160,19 @@ def fit(
 
     Raises UserError for wrong input, Interrupted when `watch.stop()` ended it.
     """
+    own = None if isinstance(backbone, (str, Path)) else opened(backbone)
     choices = Choices(
         source=str(source), labels=None if labels is None else str(labels), labels_per_class=labels_per_class,
-        seed=seed, method=method, backbone=backbone, teacher=None if teacher is None else str(teacher),
+        seed=seed, method=method, backbone=str(backbone) if own is None else own.name,
+        teacher=None if teacher is None else str(teacher),
         settings=dict(settings or {}), steps=steps, minutes=minutes, size=size, fit=fit, flip=flip, folds=folds,
         floor=floor, precision=precision,
     )  # fmt: skip
     # before any image is read: a typo should not cost minutes
     wanted = wanted_backbone(choices)
-    pretrained = backbone_named(wanted) if wanted != "none" else None
+    if resume and out is not None and wanted != "none" and choices.backbone == "auto":
+        wanted = _taken_before(Path(out).expanduser()) or wanted
+    pretrained = None if wanted == "none" else own or backbone_named(wanted)
     if choices.method != "auto":
         make_settings(entry(choices.method), choices.settings)
     taught_by = open_teacher(entry(choices.method), choices.teacher) if choices.method != "auto" else None
@@ -169,9 +181,13 @@ def fit(
     folder = Path(fabric.broadcast(str(out or free_folder(Path(str(source)).name or "run")))).expanduser()
     _look_ahead(folder, resume, fabric)
     shaped = choices.fit if choices.fit != "auto" else "crop" if pretrained is None else "squash"
+    tuned = pretrained is not None and choices.method != "auto" and not issubclass(entry(choices.method).kind, Head)
+    if tuned and pretrained is not None:
+        pretrained = as_tuned(pretrained, fabric.device)
     data = open_images(
         choices.source, choices.labels, size=choices.size, fit=shaped, progress=opening,
-        common=SCRATCH_SIDE if pretrained is None else COMMON_SIDE,
+        common=SCRATCH_SIDE if pretrained is None else pretrained.size if tuned else
+        max(COMMON_SIDE, pretrained.size),
     )  # fmt: skip
     if min(data.train.size) < 2:
         raise UserError(f"Images of {data.train.size[0]} x {data.train.size[1]} pixels are too small to learn from: "
@@ -187,11 +203,16 @@ def fit(
     prepared = prepare(data, choices.labels_per_class, choices.seed, choices.folds > 0, draw)
     if taught_by is not None:
         prepared = before_teacher(prepared, taught_by, choices.seed, choices.labels_per_class, fingerprint(data))
-    watch, extractors, known = watch or Watch(), None, {}  # type: ignore[var-annotated]
+    watch, known = watch or Watch(), Known()
+    extractors: tuple[Extractor, ...] | None = None
     if pretrained is not None:
         item = entry(method_name)
         try:
-            extractors = extractors_for(pretrained, item, prepared, known, fabric, choices.precision, watch)
+            if tuned:
+                extractors = (Extractor(pretrained, fabric.device, choices.precision),)
+                extracted(extractors[0], prepared.train, known, fabric, watch)
+            else:
+                extractors = extractors_for(pretrained, item, prepared, known, fabric, choices.precision, watch)
         except Interrupted:  # no run has begun, but the features that were extracted stay
             raise Interrupted(choices.command(folder, resume)) from None
     job = Job(choices, method_name, shaped, prepared, fabric, Run(folder), watch, taught_by, extractors, known)
@@ -204,21 +225,20 @@ def wanted_backbone(choices: Choices) -> str:
     item = entry(choices.method) if choices.method != "auto" else None
     on_features = item is not None and issubclass(item.kind, Head)
     if choices.backbone == "none":
-        if on_features:
+        if on_features or (item is not None and item.setting == "transfer"):
             raise UserError(f"--method {choices.method} learns on a pre-trained network's features; leave --backbone "
                             "none out.")  # fmt: skip
         return "none"
     if item is not None and not on_features:
-        if choices.backbone != "auto":
-            raise UserError(f"--method {choices.method} learns from scratch and takes no --backbone; leave one of them "
-                            "out.")  # fmt: skip
-        return "none"
+        if item.setting == "transfer" and choices.backbone == "auto":
+            return "efficientnet-lite0"
+        return "none" if choices.backbone == "auto" else choices.backbone
     if choices.steps is not None:
         if on_features or choices.backbone != "auto":
             raise UserError("--steps is the length of a training from scratch; a pre-trained network's features are "
                             "learned in one go: leave it out.")  # fmt: skip
         return "none"
-    return "efficientnet-lite0" if on_features and choices.backbone == "auto" else choices.backbone
+    return best_present(torch.cuda.is_available()) if on_features and choices.backbone == "auto" else choices.backbone
 
 
 def named_method(choices: Choices, on_features: bool) -> str:
@@ -259,6 +279,14 @@ def _saved_draw(folder: Path) -> Draw:
     except OSError as error:
         raise UserError(f"{path} can't be read ({error.strerror}), so nobody knows which labels {folder} was "
                         "started with; fit it anew.") from error  # fmt: skip
+
+
+def _taken_before(folder: Path) -> str | None:
+    """The backbone that "auto" took when the run began: a better one may have come since. None where it took none."""
+    if not (folder / "run.json").exists():
+        return None
+    net = open_run(folder).read("run.json").get("plan", {}).get("net", {})
+    return str(net["backbone"]) if "backbone" in net else None
 
 
 def _begun(folder: Path, choices: Choices, data: Dataset) -> dict[str, Any] | None:
@@ -349,18 +377,31 @@ class Job:
             trained = other.train(other.learner(), 1, self.watch, self.run)
             assert trained.probs is not None
             return trained.probs.argmax(axis=1), trained.seconds
+        learner, seconds = self.learned(method, settings)
+        return learner.predict(self.prepared.test.images).argmax(axis=1), seconds
+
+    def learned(self, method: str, settings: Mapping[str, Any]) -> tuple[Learner | FeatureLearner, float]:
+        """A method trained on the labels at hand, and the seconds it took."""
+        other = self._contender(method, settings)
+        if isinstance(other, FeatureContender):
+            head = other.learner()
+            return head, head.learn(self.watch, method)
         learner = other.learner()
         steps = self.choices.steps or other.plan.steps
-        seconds = learner.learn(steps, f"{method}, {', '.join(map(str, settings.values()))}", self.watch)
-        return learner.predict(self.prepared.test.images).argmax(axis=1), seconds
+        return learner, learner.learn(steps, f"{method}, {', '.join(map(str, settings.values()))}", self.watch)
 
     @property
     def _floor(self) -> str:
-        """The method that learns from the labels alone."""
-        return FLOOR if self.extractors is None else FLOOR_HEAD
+        """The method that learns from the labels alone; for a tuned network, what the frozen one's features give."""
+        return FLOOR if self.extractors is None else HEAD if self.tunes else FLOOR_HEAD
+
+    @property
+    def tunes(self) -> bool:
+        """Whether a pre-trained network is tuned, in place of a head learned on its features."""
+        return self.extractors is not None and not issubclass(entry(self.method).kind, Head)
 
     def _contender(self, method: str, given: Mapping[str, Any], prefix: str = "") -> Contender | FeatureContender:
-        if self.extractors is not None:
+        if self.extractors is not None and issubclass(entry(method).kind, Head):
             return FeatureContender(
                 entry(method), given, self.prepared, self.choices.seed, self.choices.folds, self.fabric,
                 self.extractors, prefix, self.known,
@@ -369,8 +410,14 @@ class Job:
         folds = self.choices.folds if taught_by is None else 0  # it knows the labels that a fold would hide
         return Contender(
             entry(method), given, self.prepared, self.choices.seed, self.choices.flip, folds, self.fabric,
-            precision_named(self.choices.precision, self.fabric.device), prefix, taught_by,
+            precision_named(self.choices.precision, self.fabric.device), prefix, taught_by, self._tuned(),
         )  # fmt: skip
+
+    def _tuned(self) -> "tuple[Extractor, Tensor] | None":
+        if self.extractors is None:
+            return None
+        first = self.extractors[0]
+        return first, Features((extracted(first, self.prepared.train, self.known, self.fabric, self.watch),))[:]
 
     def _wants_floor(self) -> bool:
         """Whether the labels alone are learned too: where there are unlabeled images, and a number to compare.
@@ -381,7 +428,8 @@ class Job:
         if self.teacher is not None:
             return False
         measured = self.prepared.test is not None or (self.choices.folds > 0 and parts_of(train, 2) > 1)
-        return self.choices.floor and self.method != self._floor and measured and train.n_labeled < len(train)
+        unlabeled = train.n_labeled < len(train) or self.tunes
+        return self.choices.floor and self.method != self._floor and measured and unlabeled
 
     def _verdict(self, trained: Trained, alone: Trained | None) -> Verdict | None:
         if alone is None or alone.probs is None or trained.probs is None:
@@ -389,7 +437,7 @@ class Job:
         return judge(trained.probs, alone.probs, self.prepared.asked.labels, chooses=self.prepared.test is None)
 
     def _steps(self, learner: Any, folds: int, floor: bool) -> int:
-        if self.extractors is not None:
+        if self.extractors is not None and not self.tunes:
             return 1
         if self.choices.minutes is None:
             return self.choices.steps or learner.plan.steps
@@ -418,7 +466,8 @@ class Job:
             "settings": _plain(dataclasses.asdict(settings)) if settings is not None else {},
             "teacher": self.teacher.describe() if self.teacher is not None else None,
             "plan": method.plan.describe(),
-            "texture": self.extractors is not None and len(method.used) > 1,
+            "backbone": self.extractors[0].backbone.name if self.extractors is not None else None,
+            "texture": isinstance(method, FeatureContender) and len(method.used) > 1,
             "steps": steps,
             "data": data.name,
             "source": data.source,
@@ -449,12 +498,16 @@ class Job:
     ) -> None:
         """Everything a finished run holds; the state becomes "done" last."""
         kept, other, name = trained, alone, "the same network on the labels alone"
+        if self.tunes:
+            name = f"{self._floor} on the network's features, without tuning it"
         if alone is not None and verdict is not None and verdict.floor_stays:
             kept, other, name = alone, trained, f"{facts['method']} on labels and unlabeled images together"
             facts = facts | {"method": self._floor, "settings": _plain(dataclasses.asdict(alone.learner.settings)),
-                             "kept": "labels alone"}  # fmt: skip
+                             "kept": "labels alone", "plan": alone.learner.plan.describe()}  # fmt: skip
         train, asked = self.prepared.train, self.prepared.asked
         facts = self._with_trust(facts, kept)
+        if isinstance(kept.learner.method, FrozenClassifier):
+            facts = facts | {"notes": [*facts["notes"], *without_looks(kept.learner.method.extractors)]}
         save_model(self.run, kept.learner.method)
         train_probs = kept.learner.predict(train.images)
         metrics: dict[str, Any] = {
@@ -469,16 +522,18 @@ class Job:
             metrics["test_accuracy_interval"] = [evaluation.accuracy.low, evaluation.accuracy.high]
             metrics["n_test"] = evaluation.n
             metrics["evaluation"] = evaluation.to_dict()
-        if facts["n_unlabeled"]:
-            metrics["guessed_shares"] = guessed_shares(train_probs[train.labels < 0])
-            if self.extractors is not None:
+        aside = self._set_aside(kept, metrics)
+        asked_of = np.setdiff1d(train.unlabeled, aside)
+        if len(asked_of):
+            metrics["guessed_shares"] = guessed_shares(train_probs[asked_of])
+            if isinstance(kept.learner.method, FrozenClassifier):
                 told = (kept.cross.probs, kept.cross.labels) if kept.cross is not None else (None, None)
-                metrics["estimate"] = pool_accuracy(train_probs[train.labels < 0], *told).to_dict()
+                metrics["estimate"] = pool_accuracy(train_probs[asked_of], *told).to_dict()
         rows = baselines(self) if baselines is not None else []
         if self.teacher is not None and self.prepared.test is not None:
             rows.append(self.teacher.baseline(self.prepared.test, self.fabric.device))
         if verdict is not None and other is not None and other.probs is not None:
-            metrics["unlabeled"] = verdict.to_dict()
+            metrics["unlabeled"] = verdict.to_dict() | ({"tuned": True} if self.tunes else {})
             correct = int((other.probs.argmax(axis=1) == asked.labels).sum())
             rows.append({"name": name, "correct": correct, "n": len(asked), "seconds": round(other.seconds, 2)})
         if rows:
@@ -488,12 +543,24 @@ class Job:
         if isinstance(method, FrozenClassifier):
             metrics["shortcuts"] = shortcuts(method, train, self.choices.source, self.choices.seed)
         self.run.write("metrics.json", metrics)
-        self._write_predictions(held_out, train_probs)
-        self._write_gallery(held_out, train_probs, method)
+        self._write_predictions(held_out, train_probs, aside)
+        self._write_gallery(held_out, train_probs, method, aside)
         self.run.write("run.json", facts)  # not done yet, but what the report tells of is in it
         write_report(self.run)
         self.run.write("run.json", facts | {"state": "done", "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
         self.run.tidy()
+
+    def _set_aside(self, kept: Trained, metrics: dict[str, Any]) -> np.ndarray:
+        """Positions of the photos that a head left out of its learning, the oddest first; what was found of them goes
+        to the metrics.
+        """
+        learner = kept.learner
+        if not isinstance(learner, FeatureLearner) or learner.apart is None:
+            return np.zeros(0, np.int64)
+        aside, found = learner.apart.aside, learner.apart.found
+        done = f"These {len(aside):,} photos were left out of the learning." if len(aside) else ""
+        metrics["others"] = found.to_dict() | {"told": found.told(), "done": done}
+        return aside
 
     def _with_trust(self, facts: dict[str, Any], kept: Trained) -> dict[str, Any]:
         """Learn how far a head's answers can be taken at their word; from here on its probabilities are calibrated."""
@@ -508,7 +575,7 @@ class Job:
         return facts | {"trust": told}
 
     def _write_gallery(
-        self, held_out: tuple[np.ndarray, ImageSet] | None, train_probs: np.ndarray, method: Method
+        self, held_out: tuple[np.ndarray, ImageSet] | None, train_probs: np.ndarray, method: Method, aside: np.ndarray
     ) -> None:
         test_probs, tested = held_out if held_out is not None else (None, None)
         train = self.prepared.train
@@ -516,15 +583,18 @@ class Job:
         if isinstance(method, FrozenClassifier):
             seen = (tested, test_probs) if tested is not None and test_probs is not None else (train, train_probs)
             marked = looks(method, *seen)
-        save_gallery(self.run.folder / "gallery.parquet", train, train_probs, tested, test_probs, marked)
+        save_gallery(self.run.folder / "gallery.parquet", train, train_probs, tested, test_probs, marked, aside)
 
-    def _write_predictions(self, held_out: tuple[np.ndarray, ImageSet] | None, train_probs: np.ndarray) -> None:
+    def _write_predictions(
+        self, held_out: tuple[np.ndarray, ImageSet] | None, train_probs: np.ndarray, aside: np.ndarray
+    ) -> None:
         """One row an image: where it stood, its label where it has one, the guess, and all probabilities."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         train, parts = self.prepared.train, []
-        roles = np.where(train.labels >= 0, "labeled", "unlabeled")
+        roles = np.where(train.labels >= 0, "labeled", "unlabeled").astype(object)
+        roles[aside] = "set aside"
         sources = [(roles, train, train_probs)]
         if held_out is not None:
             role = "test" if self.prepared.test is not None else "cross-validated"
@@ -540,7 +610,9 @@ class Job:
                         "label": pa.array([names[label] for label in images.labels.tolist()], pa.string()),
                         "predicted": pa.array([train.classes[guess] for guess in guesses.tolist()]),
                         "probability": pa.array(probs.max(axis=1)),
-                        "probabilities": pa.array(list(probs), pa.list_(pa.float32())),
+                        "probabilities": pa.ListArray.from_arrays(
+                            np.arange(0, probs.size + 1, probs.shape[1], dtype=np.int32), pa.array(probs.ravel())
+                        ),
                     }
                 )
             )

@@ -20,6 +20,7 @@ from torch import Tensor
 from wazuka.app.catalog import Entry, build
 from wazuka.app.plan import Plan
 from wazuka.app.runs import Run
+from wazuka.app.tuned import Start, TunedPlan, under_head
 from wazuka.contract import Head, Method, Stream
 from wazuka.data import ImageSet
 from wazuka.data.streams import Batches, Pool
@@ -61,6 +62,7 @@ class Learner:
     """One method about to be trained on the images of `train_set` (-1: unlabeled).
 
     teacher  a trained method, for those that learn from one
+    start    where the tuning of a pre-trained network begins
     """
 
     item: Entry
@@ -71,6 +73,7 @@ class Learner:
     fabric: "Fabric"
     precision: torch.dtype
     teacher: Method | None = None
+    start: Start | None = None
     method: Method = field(init=False)
 
     def __post_init__(self) -> None:
@@ -82,11 +85,14 @@ class Learner:
         if self.teacher is None and takes_teacher(self.item):
             raise wants_teacher(self.item)
         torch.manual_seed(mix(self.seed))
-        net = self.plan.net(self.train_set.channels, self.train_set.n_classes)
+        net, settings = self.plan.net(self.train_set.channels, self.train_set.n_classes), self.settings
+        if isinstance(self.plan, TunedPlan):
+            net, settings = under_head(self.item, net, self.train_set.n_classes, settings, self.start)
         try:
             self.method = build(
-                self.item, net, self.train_set.n_classes, self.settings,
+                self.item, net, self.train_set.n_classes, settings,
                 unlabeled=len(self.train_set), shape=tuple(self.train_set.images.shape[1:]), teacher=self.teacher,
+                guesses=None if self.start is None else self.start.guesses,
             )  # fmt: skip
             streams = self.method.streams()
         except ValueError as error:  # what a settings dataclass leaves to the parts that are made of it

@@ -1,22 +1,24 @@
 """A trained classifier, opened from its run: images in, names and probabilities out."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from wazuka.app.backbones import Extractor, Pretrained, backbone_named, texture_of
-from wazuka.app.catalog import build, entry, make_settings
+from wazuka.app.backbones import BUILT_IN, Extractor, Pretrained, backbone_named, is_path, opened, texture_of
+from wazuka.app.catalog import build, entry, make_settings, planned_settings
+from wazuka.app.hub import is_hub_name
 from wazuka.app.learn import predict
 from wazuka.app.runs import Run, open_run
 from wazuka.app.transfer import FrozenClassifier, build_head
 from wazuka.app.trust import trust_from
+from wazuka.app.tuned import tuned_plan, under_head
 from wazuka.atomic import save_atomic
 from wazuka.contract import Method
 from wazuka.data import ImageSet, Skipped, open_images
@@ -24,6 +26,9 @@ from wazuka.data.decode import Shape
 from wazuka.data.gather import is_mixed, open_gathered
 from wazuka.errors import UserError
 from wazuka.nets import ConvNet
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -120,15 +125,21 @@ class Model:
 
         Raises UserError where the labels can't promise that.
         """
+        return list(self.named(images, progress, max_error))
+
+    def named(
+        self, images: ImageSet, progress: Any = None, max_error: float | None = None
+    ) -> Iterator[Prediction]:
+        """As `name`, one after another: a million photos need no more memory than ten thousand."""
         if max_error is not None and not 0 < max_error < 1:
             raise UserError(f"--max-error is a share of wrong answers, above 0 and below 100 %, got {max_error:g}.")
         if not isinstance(self.method, FrozenClassifier) or self.method.trust is None:
             if max_error is not None:
                 raise UserError(f"{self.folder} was not learned on a pre-trained network's features, and nothing is "
                                 "known of its errors; leave --max-error out.")  # fmt: skip
-            return self._answers(images, self.probabilities(images, progress))
+            yield from self._answers(images, self.probabilities(images, progress))
+            return
         method, trust = self.method, self.method.trust
-        answers: list[Prediction] = []
         for rows, features in method.features_of(images, progress):
             probs = method.answers(features)[0].float().cpu().numpy()
             p_values, odd = trust.oddness(features)
@@ -137,10 +148,7 @@ class Model:
             some = self._answers(images, probs, rows.start)
             for row, one in enumerate(some):
                 left = None if sets is None else tuple(self.classes[c] for c in np.flatnonzero(sets[row]))
-                answers.append(
-                    replace(one, label_set=left, oddness=float(p_values[row]), abstained=bool(given_up[row]))
-                )
-        return answers
+                yield replace(one, label_set=left, oddness=float(p_values[row]), abstained=bool(given_up[row]))
 
     def _answers(self, images: ImageSet, probs: np.ndarray, start: int = 0) -> list[Prediction]:
         """Predictions for as many images as there are probabilities, from `start` on."""
@@ -161,8 +169,12 @@ def save_model(run: Run, method: Method) -> None:
     save_atomic(run.model, lambda path: save_file(tensors, path))
 
 
-def load(folder: str | Path) -> Model:
-    """Open a finished run. Raises UserError for a folder that is none, or whose files are damaged."""
+def load(folder: str | Path, backbone: "str | Path | nn.Module | Pretrained | None" = None) -> Model:
+    """Open a finished run. Raises UserError for a folder that is none, or whose files are damaged.
+
+    backbone  what the run learned on, where it can't be found by its name: a module of your own, or the folder that a
+              network lies in now
+    """
     run = open_run(folder)
     facts = run.read("run.json")
     if not run.model.exists():
@@ -177,7 +189,7 @@ def load(folder: str | Path) -> Model:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         method: Method
         if shape["kind"] == "pretrained":
-            views = [_same_backbone(folder, shape)]
+            views = [_same_backbone(folder, shape, backbone)]
             if facts.get("texture") and (texture := texture_of(views[0])) is not None:
                 views.append(texture)
             precision = str(facts["choices"]["precision"])
@@ -185,6 +197,15 @@ def load(folder: str | Path) -> Model:
             extra = sum(view.feature_size for view in views[1:])
             blank = build_head(item, len(classes), settings, extra)
             method = FrozenClassifier(extractors, copy.deepcopy(blank))
+        elif shape["kind"] == "tuned":
+            pool = int(facts["n_labeled"]) + int(facts["n_unlabeled"])
+            plan = tuned_plan(_same_backbone(folder, shape, backbone), None, channels)
+            planned = planned_settings(item, plan.settings_for(item.name), given)
+            tuned_net, settings = under_head(item, plan.net(channels, len(classes)), len(classes), planned, None)
+            method = build(
+                item, tuned_net, len(classes), settings, unlabeled=pool, shape=(channels, *size),
+                guesses=torch.full((pool, len(classes)), 1 / len(classes)),
+            )  # fmt: skip
         else:
             net = ConvNet(channels, len(classes), tuple(shape["widths"]), momentum=0.1, stride=shape.get("stride", 1))
             pool = int(facts["n_labeled"]) + int(facts["n_unlabeled"])
@@ -208,12 +229,22 @@ def load(folder: str | Path) -> Model:
     return Model(method, classes, size, channels, fit, metrics, device, run.folder)
 
 
-def _same_backbone(folder: str | Path, shape: dict[str, Any]) -> Pretrained:
-    """The network that the run's head learned on. Raises UserError where it is missing, or is another one now."""
-    backbone = backbone_named(shape["backbone"], int(shape["size"]))
+def _same_backbone(folder: str | Path, shape: dict[str, Any], given: Any = None) -> Pretrained:
+    """The network that the run learned on. Raises UserError where it is missing, or is another one now."""
+    name, size = str(shape["backbone"]), int(shape["size"])
+    if given is not None:
+        backbone = replace(opened(given, size, name), size=size)  # it may have been tuned at fewer pixels
+    elif name not in BUILT_IN and not is_path(name) and not is_hub_name(name):
+        raise UserError(f"{folder} learned on {name}, a module of its maker's own: open it from Python with "
+                        f"wazuka.load({str(folder)!r}, backbone=that module).")  # fmt: skip
+    else:
+        try:
+            backbone = backbone_named(name, size)
+        except UserError as error:
+            raise UserError(f"{folder} can't be opened without the backbone it learned on: {error}") from error
     if backbone.key() != shape["key"]:
-        raise UserError(f"{folder} learned on other weights of {backbone.name} than those installed here: install the "
-                        "same, or fit it again.")  # fmt: skip
+        there = "installed here: install the same" if given is None else "given: give the same"
+        raise UserError(f"{folder} learned on other weights of {name} than those {there}, or fit it again.")
     return backbone
 
 

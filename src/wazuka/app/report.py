@@ -59,6 +59,7 @@ class ReportData:
     measured    on what `evaluation` stands: a test set never learned from, the labels in turn, or nothing
     protocol    how, in plain words; empty: the words that go with `measured`
     curves      rows of metrics.jsonl: "step", perhaps "seconds", and any numbers worth a curve
+    odd         unlabeled photos that seem to show none of the classes
     looks       photos with what the answer came from marked; shortcuts: sentences on what else gives labels away
     unlabeled   whether the unlabeled photos helped, in a sentence
     expected    share of right answers to be expected among the unlabeled photos, from the labels alone
@@ -81,6 +82,7 @@ class ReportData:
     unsure: Sequence[Picture] = ()
     mistakes: Sequence[Picture] = ()
     looks: Sequence[Picture] = ()
+    odd: Sequence[Picture] = ()
     shortcuts: Sequence[str] = ()
     unlabeled: str = ""
     expected: Estimate | None = None
@@ -531,6 +533,8 @@ def galleries(report: ReportData) -> list[dict[str, Any]]:
          sorted(report.mistakes, key=lambda picture: -picture.probability)),
         ("Where it looks", "What the answer came from is warm (Grad-CAM). It should be the object, not what stands "
          "beside it.", report.looks),
+        ("Of something else?", "Unlabeled photos that look like none of the classes, the oddest first; what it would "
+         "call them is of no use. If some do belong, label them.", report.odd),
         ("Least sure", "Where it wavers. If you label more photos, label ones like these.", report.unsure),
         ("Surest", "What it takes for clear cases. A wrong one here deserves a closer look.", report.surest),
     )  # fmt: skip

@@ -31,12 +31,13 @@ def report_of(run: Run) -> ReportData:
         measured = "test" if facts["measured"] == "test" else "cross-validation"
     gallery = load_gallery(run.folder / "gallery.parquet")
     shown = (
-        "data", "method", "n_labeled", "n_unlabeled", "labels_per_class", "seed", "steps", "precision", "device",
-        "threads", "processes", "fingerprint", "wazuka", "torch", "python", "started", "settings", "plan",
+        "data", "method", "backbone", "n_labeled", "n_unlabeled", "labels_per_class", "seed", "steps", "precision",
+        "device", "threads", "processes", "fingerprint", "wazuka", "torch", "python", "started", "settings", "plan",
     )  # fmt: skip
     return ReportData(
         title=facts["data"],
-        run={name: _short(facts[name]) for name in shown} | {k: metrics[k] for k in ("seconds", "images_per_second")},
+        run={name: _short(facts[name]) for name in shown if name in facts}
+        | {k: metrics[k] for k in ("seconds", "images_per_second")},
         evaluation=evaluation,
         measured=measured,
         protocol=facts["protocol"],
@@ -49,6 +50,7 @@ def report_of(run: Run) -> ReportData:
         unsure=gallery["unsure"],
         mistakes=gallery["mistakes"],
         looks=gallery["looks"],
+        odd=gallery["odd"],
         shortcuts=worth_telling(metrics.get("shortcuts", [])),
         unlabeled=sentence(metrics["unlabeled"], metrics["n_unlabeled"]) if "unlabeled" in metrics else "",
         expected=Estimate.from_dict(metrics["estimate"]) if "estimate" in metrics else None,
@@ -72,6 +74,9 @@ def warnings_for(facts: dict[str, Any], metrics: dict[str, Any]) -> list[str]:
             f"The accuracy rests on only {metrics['n_test']} images, so its interval is wide: "
             "every further labeled image narrows it."
         )
+    others = metrics.get("others", {})
+    if others.get("at_least", 0) > 0:
+        found.append(f"{others['told']} {others['done']}")
     counts = facts["labels_per_class"]
     if min(counts) < 4:
         few = [name for name, count in zip(facts["classes"], counts, strict=True) if count < 4]

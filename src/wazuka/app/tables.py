@@ -2,14 +2,15 @@
 
 import csv
 import io
+import itertools
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wazuka.atomic import save_atomic, write_atomic
+from wazuka.atomic import save_atomic
 from wazuka.data import Skipped
 from wazuka.errors import UserError
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from wazuka.app.model import Prediction
 
 FORMATS = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}  # by the ending of a file
+
+ROW_GROUP = 16384  # rows of Parquet that are held
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ COLUMNS = (
 )
 
 
-def predictions_csv(answers: "Sequence[Prediction]", skipped: Sequence[Skipped]) -> str:
+def csv_lines(answers: "Iterable[Prediction]", skipped: Sequence[Skipped]) -> Iterator[str]:
     """A header and a row each, unreadable files last. What a file lacks is empty; classes of a set have | between."""
     columns, rows = _table(answers, skipped)
     buffer = io.StringIO()
@@ -57,18 +60,21 @@ def predictions_csv(answers: "Sequence[Prediction]", skipped: Sequence[Skipped])
     for row in rows:
         pairs = zip(columns, row, strict=True)
         writer.writerow(["" if value is None else column.text(value) for column, value in pairs])
-    return buffer.getvalue()
+        yield buffer.getvalue()
+        buffer.seek(0)
+        buffer.truncate()
+    yield buffer.getvalue()
 
 
-def predictions_jsonl(answers: "Sequence[Prediction]", skipped: Sequence[Skipped]) -> str:
+def jsonl_lines(answers: "Iterable[Prediction]", skipped: Sequence[Skipped]) -> Iterator[str]:
     """An object a line, each with the same keys; null for what a file lacks."""
     columns, rows = _table(answers, skipped)
     names = [column.name for column in columns]
-    objects = (dict(zip(names, row, strict=True)) for row in rows)
-    return "".join(json.dumps(one, ensure_ascii=False, allow_nan=False) + "\n" for one in objects)
+    for row in rows:
+        yield json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def predictions_parquet(answers: "Sequence[Prediction]", skipped: Sequence[Skipped], path: Path) -> None:
+def predictions_parquet(answers: "Iterable[Prediction]", skipped: Sequence[Skipped], path: Path) -> None:
     """Write a Parquet file with typed columns; null for what a file lacks."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -76,9 +82,14 @@ def predictions_parquet(answers: "Sequence[Prediction]", skipped: Sequence[Skipp
     columns, rows = _table(answers, skipped)
     types = [pa.list_(pa.string()) if column.kind == "texts" else pa.type_for_alias(column.kind) for column in columns]
     schema = pa.schema([(column.name, kind) for column, kind in zip(columns, types, strict=True)])
-    values = list(zip(*rows, strict=True)) or [()] * len(columns)
-    arrays = [pa.array(column, kind) for column, kind in zip(values, types, strict=True)]
-    pq.write_table(pa.table(arrays, schema=schema), path)
+    with pq.ParquetWriter(path, schema) as writer:
+        while True:
+            some = list(itertools.islice(rows, ROW_GROUP))
+            values = list(zip(*some, strict=True)) or [()] * len(columns)
+            arrays = [pa.array(column, kind) for column, kind in zip(values, types, strict=True)]
+            writer.write_table(pa.table(arrays, schema=schema))
+            if len(some) < ROW_GROUP:
+                return
 
 
 def format_of(out: Path) -> str:
@@ -90,31 +101,42 @@ def format_of(out: Path) -> str:
     return kind
 
 
-def write_predictions(answers: "Sequence[Prediction]", skipped: Sequence[Skipped], out: Path) -> None:
-    """Write all of a file or none of it, in the form that its ending says."""
+def write_predictions(answers: "Iterable[Prediction]", skipped: Sequence[Skipped], out: Path) -> None:
+    """Write all of a file or none of it, in the form that its ending says; answers are taken one after another."""
     kind = format_of(out)
+
+    def lines(path: Path) -> None:
+        with open(path, "w", encoding="utf-8", newline="") as file:
+            file.writelines(LINES[kind](answers, skipped))
+
     try:
-        if kind == "parquet":
-            save_atomic(out, lambda path: predictions_parquet(answers, skipped, path))
-        else:
-            write_atomic(out, TEXTS[kind](answers, skipped))
+        save_atomic(out, lines if kind in LINES else lambda path: predictions_parquet(answers, skipped, path))
     except OSError as error:
         raise UserError(f"{out} can't be written ({error.strerror or error}); give another --out.") from error
 
 
-TEXTS = {"csv": predictions_csv, "jsonl": predictions_jsonl}
+LINES = {"csv": csv_lines, "jsonl": jsonl_lines}
 
 
-def _table(answers: "Sequence[Prediction]", skipped: Sequence[Skipped]) -> tuple[list[Column], Iterator[list[Any]]]:
-    """The columns that are wanted, and the rows under them, None where there is nothing (a NaN is nothing too)."""
+def _table(answers: "Iterable[Prediction]", skipped: Sequence[Skipped]) -> tuple[list[Column], Iterator[list[Any]]]:
+    """The columns that are wanted, and the rows under them, None where there is nothing (a NaN is nothing too).
+
+    An optional column is wanted where any answer has it; of answers that come one by one, the first.
+    """
+    if isinstance(answers, Sequence):
+        seen, rest = answers, iter(answers)
+    else:
+        rest = iter(answers)
+        seen = list(itertools.islice(rest, 1))
+        rest = itertools.chain(seen, rest)
     columns = [
         column
         for column in COLUMNS
-        if not column.optional or any(getattr(one, column.name) is not None for one in answers)
+        if not column.optional or any(getattr(one, column.name) is not None for one in seen)
     ]
 
     def rows() -> Iterator[list[Any]]:
-        for one in answers:
+        for one in rest:
             yield [_known(getattr(one, column.name, None)) for column in columns]
         for name, reason in skipped:
             told = {"file": name, "note": reason}

@@ -3,12 +3,13 @@
 import inspect
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from wazuka.app.backbones import Extractor, Pretrained, store_of, texture_of
@@ -17,16 +18,19 @@ from wazuka.app.contender import Trained
 from wazuka.app.learn import Interrupted, Watch
 from wazuka.app.prepared import Prepared, parts_of
 from wazuka.app.runs import Run
-from wazuka.app.trust import CrossFitted, Trust
+from wazuka.app.trust import FALSE_ALARM, CrossFitted, Trust
 from wazuka.contract import Head, Method, Stream
 from wazuka.data import ImageSet, folds
+from wazuka.evaluation.contamination import Contamination, contamination
 from wazuka.functional.linear import logistic
+from wazuka.methods.transfer.consensus import pool_of
+from wazuka.methods.uncertainty.knn import kth_distance
 from wazuka.nets.texture import Texture
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-ROWS = 16384  # of features that are looked at together
+ROWS = 4096   # of features that are looked at together: 20 MB
 PARTS = 10       # of a cross-validation, at most: a head learns in seconds, and so loses fewer labels to each part
 FEWER_PARTS = 5  # where there are test images to measure on
 LARGEST_GRAY = 40  # pixels a side up to which gray images (digits, letters) are learned from scratch
@@ -34,7 +38,32 @@ COMMON_SIDE = 224   # pixels a side that larger photos are kept at, and
 SCRATCH_SIDE = 64   # where they are learned from scratch
 LEAST_LABELS = 4  # of each class, where another view is asked whether it tells more
 
-Known = dict[tuple[str, int], Tensor]  # backbone and identity of packed images -> their features
+TOGETHER = 20_000  # photos that a head learns from at once: 100 MB of features; `consensus` looks at no more either
+
+Known = dict[tuple[str, int], np.ndarray]  # backbone and identity of packed images -> their features, float16
+
+
+@dataclass(frozen=True)
+class Features:
+    """Of N photos, by one backbone or several side by side: in memory or mapped from the disk, never copied whole.
+
+    `features[rows]` is a float32 tensor of these; rows are a slice, positions, or a mask.
+    """
+
+    parts: tuple[np.ndarray, ...]
+
+    def __len__(self) -> int:
+        return len(self.parts[0])
+
+    def __getitem__(self, rows: Any) -> Tensor:
+        taken = [np.asarray(part[rows], dtype=np.float32) for part in self.parts]
+        return torch.from_numpy(taken[0] if len(taken) == 1 else np.concatenate(taken, axis=1))
+
+    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        """(rows, their features), in order."""
+        for at in range(0, len(self), ROWS):
+            rows = slice(at, min(at + ROWS, len(self)))
+            yield rows, self[rows]
 
 
 class FrozenClassifier(Method):
@@ -65,10 +94,7 @@ class FrozenClassifier(Method):
     def features_of(self, images: ImageSet, progress: Any = None) -> Iterator[tuple[slice, Tensor]]:
         """(rows, their features (n, D) float32) of a set in blocks; extracted once, and kept."""
         parts = [store_of(extractor).features(images, extractor, progress) for extractor in self.extractors]
-        for at in range(0, len(images), ROWS):
-            rows = slice(at, min(at + ROWS, len(images)))
-            block = [np.asarray(part[rows], dtype=np.float32) for part in parts]
-            yield rows, torch.from_numpy(np.concatenate(block, axis=1))
+        yield from Features(tuple(parts)).blocks()
 
     def probabilities(self, images: ImageSet, progress: Any = None) -> np.ndarray:
         """(N, classes) float32 for a set of images."""
@@ -132,26 +158,39 @@ class FeaturePlan:
 
 @dataclass
 class FeatureLearner:
-    """A head about to learn on `train_set` (-1: unlabeled), whose features are asked of `contender`."""
+    """A head about to learn on `train_set` (-1: unlabeled), whose features are asked of `contender`.
+
+    apart  once it has learned: photos of something else among the unlabeled ones
+    """
 
     contender: "FeatureContender"
     train_set: ImageSet
     method: FrozenClassifier
     settings: Any
     images_per_step: int
+    apart: "Apart | None" = None
+
+    @property
+    def plan(self) -> FeaturePlan:
+        return self.contender.plan
 
     def learn(self, watch: Watch, stage: str) -> float:
         """Fit; returns seconds, those of extracting features that were not at hand included."""
         started = time.perf_counter()
         features = self.contender.features(self.train_set, watch)
         labels = torch.from_numpy(self.train_set.labels.copy())
-        self.method.head.fit(features, labels)
+        rows = pool_of(labels, TOGETHER).numpy()
+        apart = learn_apart(self.method.head, features[rows], labels[torch.from_numpy(rows)])
+        self.apart = replace(apart, aside=set_aside(features, labels, apart.found))
         watch.on_step(stage, 1, 1)
         return time.perf_counter() - started
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """(N, C, H, W) uint8 -> (N, classes) float32."""
-        return self.method.answers(self.contender.features_of(images))[0].numpy()
+        answers = np.zeros((len(images), self.method.head.classes), np.float32)
+        for rows, features in self.contender.features_of(images).blocks():
+            answers[rows] = self.method.answers(features)[0].numpy()
+        return answers
 
 
 @dataclass(frozen=True)
@@ -222,12 +261,14 @@ class FeatureContender:
         if self.parts == 0 or parts < 2 or (self.prefix and self.prepared.test is not None):
             return None
         features, heads = self.features(train, watch), []
+        rows = pool_of(torch.from_numpy(train.labels.copy()), TOGETHER).numpy()
+        together = features[rows]
         probs, turn = np.zeros((len(train), train.n_classes), np.float32), np.zeros(len(train), np.int64)
         for number, (_, held) in enumerate(folds(train.labels, parts, seed=self.seed)):
             # the held-out images stay, as unlabeled ones: so they will be when the user asks about them
             kept = np.setdiff1d(train.labeled, held)
             fold = self.learner(train.keep_labels(kept))
-            fold.method.head.fit(features, torch.from_numpy(fold.train_set.labels.copy()))
+            learn_apart(fold.method.head, together, torch.from_numpy(fold.train_set.labels[rows]))
             probs[held], turn[held] = fold.method.head.predict(features[held]).numpy(), number
             heads.append(fold.method.head)
             watch.on_step(f"{self.prefix}measuring", number + 1, parts)
@@ -236,24 +277,76 @@ class FeatureContender:
         known = train.labeled
         return CrossFitted(probs[known], train.labels[known], turn[known], tuple(heads))
 
-    def features(self, images: ImageSet, watch: Watch) -> Tensor:
-        """(N, D) float32 of a set, from the store as far as it has them."""
-        parts = [extracted(extractor, images, self.known, self.fabric, watch) for extractor in self.used]
-        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+    def features(self, images: ImageSet, watch: Watch) -> Features:
+        """Of a set, from the store as far as it has them."""
+        return Features(tuple(extracted(one, images, self.known, self.fabric, watch) for one in self.used))
 
-    def features_of(self, images: np.ndarray) -> Tensor:
-        """(N, D) float32 of packed images; at hand for those of a set that was asked for before."""
-        made = []
-        for extractor in self.used:
-            part = self.known.get((extractor.backbone.name, id(images)))
-            made.append(part if part is not None else torch.from_numpy(extractor(images)))
-        return torch.cat(made, dim=1) if len(made) > 1 else made[0]
+    def features_of(self, images: np.ndarray) -> Features:
+        """Of packed images; at hand for those of a set that was asked for before."""
+        known = [(one, self.known.get((one.backbone.name, id(images)))) for one in self.used]
+        return Features(tuple(one(images) if part is None else part for one, part in known))
+
+
+@dataclass(frozen=True)
+class Apart:
+    """Photos of something else among the unlabeled ones: what was found, and the positions of those that were left out
+    of the learning, the oddest first.
+    """
+
+    found: Contamination
+    aside: np.ndarray
+
+
+def learn_apart(head: Head, features: Tensor, labels: Tensor) -> Apart:
+    """Fit a head on labeled and unlabeled photos, without those that seem to show none of the classes.
+
+    features  (N, D)
+    labels    (N,)    -1 where unlabeled
+
+    Oddness is the distance to the nearest labeled photo (docs/decisions.md), so that no odd photo makes another known.
+    """
+    known = labels >= 0
+    bank = F.normalize(features[known].float(), dim=1)
+    left_out = kth_distance(bank, bank, 1, torch.arange(len(bank))) if len(bank) > 1 else bank.new_zeros(len(bank))
+    asked = nearest_label(features[~known], bank)
+    found, unlabeled = contamination(left_out.numpy(), asked, FALSE_ALARM), (~known).nonzero().flatten().numpy()
+    aside = _oddest(unlabeled, asked, found)
+    if len(aside):
+        kept = torch.ones_like(known)
+        kept[torch.from_numpy(aside)] = False
+        head.fit(features[kept], labels[kept])
+    else:
+        head.fit(features, labels)
+    return Apart(found, aside)
+
+
+def set_aside(features: Features, labels: Tensor, found: Contamination) -> np.ndarray:
+    """Positions of all unlabeled photos that are odd by what was found in a part of them, the oddest first."""
+    if not found.found:
+        return np.zeros(0, np.int64)
+    known = (labels >= 0).numpy()
+    bank = F.normalize(features[np.flatnonzero(known)], dim=1)
+    asked = np.concatenate([nearest_label(block, bank) for _, block in features.blocks()])
+    unlabeled = np.flatnonzero(~known)
+    return _oddest(unlabeled, asked[unlabeled], found)
+
+
+def nearest_label(features: Tensor, bank: Tensor) -> np.ndarray:
+    """(N, D) -> (N,) distance to the nearest of the labeled photos' features (n, D), those of length 1."""
+    parts = [kth_distance(F.normalize(part.float(), dim=1), bank, 1) for part in features.split(ROWS)]
+    return torch.cat(parts).numpy() if parts else np.zeros(0, np.float32)
+
+
+def _oddest(rows: np.ndarray, asked: np.ndarray, found: Contamination) -> np.ndarray:
+    """Those of `rows` (M,) whose oddness (M,) is too large, the oddest first."""
+    odd = found.odd(asked)
+    return np.asarray(rows[odd][np.argsort(-asked[odd], kind="stable")])
 
 
 def extracted(
     extractor: Extractor, images: ImageSet, known: Known, fabric: "Fabric", watch: Watch, whose: str = ""
-) -> Tensor:
-    """(N, D) float32 of a set: from `known`, else from the store as far as it has them. Raises Interrupted when
+) -> np.ndarray:
+    """(N, D) float16 of a set: from `known`, else from the store as far as it has them. Raises Interrupted when
     `watch.stop()` says so; what was extracted stays.
     """
     key = (extractor.backbone.name, id(images.images))
@@ -272,8 +365,8 @@ def extracted(
     made = store.features(images, extractor, progress)
     if fabric.is_global_zero:
         fabric.barrier()
-    known[key] = torch.from_numpy(np.asarray(made, dtype=np.float32))
-    return known[key]
+    known[key] = made
+    return made
 
 
 def extractors_for(
@@ -287,7 +380,7 @@ def extractors_for(
         return (first,)
     second = Extractor(texture, fabric.device, precision)
     labeled = train.subset(train.labeled)
-    features = extracted(first, labeled, {}, fabric, watch, "labeled photos")
-    surfaces = extracted(second, labeled, {}, fabric, watch, "labeled photos")
+    one = Features((extracted(first, labeled, {}, fabric, watch, "labeled photos"),))[:]
+    other = Features((extracted(second, labeled, {}, fabric, watch, "labeled photos"),))[:]
     labels = torch.from_numpy(labeled.labels.copy())
-    return (first, second) if tells_more(features, surfaces, labels, train.n_classes) else (first,)
+    return (first, second) if tells_more(one, other, labels, train.n_classes) else (first,)

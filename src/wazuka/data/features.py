@@ -25,7 +25,7 @@ from wazuka.errors import UserError
 
 _BLOCK = 512  # images between two looks at the store: what a kill may cost
 _DIGEST = 16  # bytes
-IN_MEMORY_BYTES = 2**29  # features up to here are handed over in memory; more as a map of a file
+IN_MEMORY_BYTES = 2**27  # features up to here are handed over in memory; more as a map of a file
 _DAMAGED = (OSError, ValueError, KeyError, EOFError)
 
 Extract = Callable[[np.ndarray], np.ndarray]  # (n, C, H, W) uint8 -> (n, D) floats

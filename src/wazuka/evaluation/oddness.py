@@ -101,5 +101,11 @@ def left_out_scores(blank: Callable[[], Detector], known: Observation) -> Floats
 
 def only(observation: Observation, rows: Any) -> Observation:
     """Those images of it that the mask (N,) names."""
-    activations = {name: activation[rows] for name, activation in observation.activations.items()}
-    return Observation(observation.logits[rows], observation.features[rows], activations)
+    return Observation(
+        observation.logits[rows],
+        observation.features[rows],
+        {name: activation[rows] for name, activation in observation.activations.items()},
+        observation.head,
+        None if observation.passes is None else observation.passes[:, rows],
+        {nudge: logits[rows] for nudge, logits in observation.nudged.items()},
+    )

@@ -40,15 +40,30 @@ def falling(progress: float) -> float:
     return 1 - progress
 
 
-def staircase(*drops: float) -> Callable[[float], float]:
-    """A factor of 1, and a tenth of what it was from each of `drops` on, which are shares of the run."""
-    if not all(0 < drop < 1 for drop in drops):
-        raise ValueError(f"drops are shares of the run, in (0, 1), got {drops}")
+def staircase(*drops: float, factor: float = 0.1) -> Callable[[float], float]:
+    """A factor of 1, and `factor` times what it was (a tenth) from each of `drops` on, which are shares of the run."""
+    if not all(0 < drop < 1 for drop in drops) or not factor > 0:
+        raise ValueError(f"drops are shares of the run, in (0, 1), and factor is above 0, got {drops} and {factor}")
 
     def schedule(progress: float) -> float:
-        return float(0.1 ** sum(progress >= drop for drop in drops))
+        return float(factor ** sum(progress >= drop for drop in drops))
 
     return schedule
+
+
+def warmed_up(schedule: Callable[[float], float], passes: int) -> Callable[[float], float]:
+    """`schedule` after a warm-up by steps: in the first pass a tenth, in passes 1 to 5 a fifth of their number.
+
+    Belief Matching's (tjoo512/belief-matching-framework, cifar_trainer.py). passes: of the whole run, above 5.
+    """
+    if passes < 6:
+        raise ValueError(f"a warm-up of 6 passes needs a run of 6 or more, got {passes}")
+
+    def warming(progress: float) -> float:
+        done = math.floor(progress * passes + 1e-9)  # 6 / 200 * 200 is a little less than 6 elsewhere
+        return schedule(progress) * (0.1 if done == 0 else min(done / 5, 1.0))
+
+    return warming
 
 
 def slanted_triangle(cut: float = 0.1, ratio: float = 32.0) -> Callable[[float], float]:

@@ -56,7 +56,7 @@ def test_values_are_the_row_sums_of_the_whole_matrix():
 
 
 def test_tenth_powers_neither_overflow_nor_vanish():
-    activation = torch.randn(3, 4, 5, 5)
+    activation = torch.randn(3, 4, 5, 5, generator=torch.Generator().manual_seed(0))  # odd powers may cancel to near 0
     for factor in (1e-15, 1e15):  # float32; the twentieth power is beyond float64 as well
         scaled = gram_values(activation * factor, 10) / factor**2
         torch.testing.assert_close(scaled, gram_values(activation, 10), rtol=1e-5, atol=0)

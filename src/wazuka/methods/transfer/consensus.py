@@ -41,6 +41,7 @@ WEIGHTS = ((0, (0.1, 0.3, 0.3, 0.3)), (2, (0.45, 0.0, 0.15, 0.15)), (4, (0.35, -
 FIRST_WEIGHTS = ((0, (0.15, 0.85)), (2, (0.5, 0.65)), (4, (0.7, 0.5)))
 SCALE = 10.0      # of unit-length features before a linear classifier
 SMALLEST = 1e-6   # probability
+AGAIN = 10        # steps of a search that begins near its end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,13 +67,54 @@ class ConsensusSettings:
 
 
 class Views(NamedTuple):
-    """What of the features needs no label. powers (N, D), directions (N, d) of length 1, near (N, K), extra (N, E)."""
+    """What of the features needs no label.
+
+    powers      (N, D)  centered square roots
+    directions  (N, d)  whitened principal directions, of length 1
+    near        (N, K)  candidates for neighbors
+    alike       (N, K)  their inner products on the directions
+    graph               of the nearest
+    extra       (N, E)  standardized
+    """
 
     powers: Tensor
     directions: Tensor
     near: Tensor
+    alike: Tensor
     graph: Graph
     extra: Tensor
+
+
+class Space(NamedTuple):
+    """How features become views: center (D,), length () of powers, whiten (D, d); shift and stretch (E,) of extra."""
+
+    center: Tensor
+    length: Tensor
+    whiten: Tensor
+    shift: Tensor
+    stretch: Tensor
+
+
+class Prepared(NamedTuple):
+    """All of a pool that needs no label, computed once: labels may then come one by one.
+
+    rows    (P,)      positions of the pool's images among all
+    views             of these
+    inputs  (P, K+E)  what the kept classifier sees
+    space             for images that join later
+    """
+
+    rows: Tensor
+    views: Views
+    inputs: Tensor
+    space: Space
+
+
+class Learned(NamedTuple):
+    """Linear classifiers to begin the next search at: of the third answer, and the kept one; each weight and bias."""
+
+    third: tuple[Tensor, Tensor]
+    kept: tuple[Tensor, Tensor]
 
 
 class Consensus(Head):
@@ -97,55 +139,113 @@ class Consensus(Head):
     def fit(self, features: Tensor, labels: Tensor) -> Tensor:
         check_fit(features, labels, self.classes)
         with torch.inference_mode(False), torch.no_grad():
-            chosen = pool_of(labels.clone(), self.settings.pool)  # copies: inference tensors can't be learned from
-            pool, known = features[chosen].float().clone(), labels[chosen].clone()
-            self._keep(pool, known, self._transduce(pool, known))
+            prepared = self.prepare(features, labels)
+            self.learn(prepared, labels[prepared.rows].clone())
         return self.predict(features)
+
+    @torch.no_grad()
+    def prepare(self, features: Tensor, labels: Tensor) -> Prepared:
+        """Everything that needs no label, of all labeled images and as many others as the pool holds."""
+        rows = pool_of(labels.clone(), self.settings.pool)  # copies: inference tensors can't be learned from
+        pool = features[rows].float().clone()
+        space = self._place(pool)
+        return Prepared(rows, self._views(pool, space), self.inputs(pool), space)
+
+    @torch.no_grad()
+    def join(self, prepared: Prepared, rows: Tensor, features: Tensor) -> Prepared:
+        """With more images, (M,) their positions and (M, D) their features: their neighbors are those already there."""
+        views, space = prepared.views, prepared.space
+        powers, directions, extra = self._seen(features.float(), space)
+        alike, near = nearest(directions, views.directions, views.near.shape[1])
+        alike, near = torch.cat([views.alike, alike]), torch.cat([views.near, near])
+        s = self.settings
+        joined = Views(
+            torch.cat([views.powers, powers]), torch.cat([views.directions, directions]), near, alike,
+            graph_of(alike[:, : s.neighbors], near[:, : s.neighbors]), torch.cat([views.extra, extra]),
+        )  # fmt: skip
+        inputs = torch.cat([prepared.inputs, self.inputs(features)])
+        return Prepared(torch.cat([prepared.rows, rows]), joined, inputs, space)
+
+    def learn(self, prepared: Prepared, labels: Tensor, before: Learned | None = None) -> Learned:
+        """From the labels (P,) of the pool's images. `before`: what it learned from nearly the same labels; then the
+        search begins there, and the weights of the answers stay as cross-validation last found them.
+        """
+        with torch.inference_mode(False), torch.no_grad():
+            probs, third = self._transduce(prepared.views, labels, before)
+            return Learned(third, self._keep(prepared.inputs, labels, probs, before))
 
     def predict(self, features: Tensor) -> Tensor:
         if not hasattr(self, "weight"):
             raise UserError("Consensus knows no classes yet: call fit, or load a fitted head's state.")
         check_predict(features, len(self.center) + len(self.shift))
-        parts = [self._logits(part.to(self.weight.dtype)).softmax(dim=1) for part in features.split(65536)]
-        return torch.cat(parts).float()
+        parts = [self.answers(self.inputs(part.to(self.weight.dtype))) for part in features.split(8192)]
+        return torch.cat(parts)
 
-    def _logits(self, features: Tensor) -> Tensor:
+    def answers(self, inputs: Tensor) -> Tensor:
+        """(N, K + E) inputs of the kept classifier -> (N, classes) float32 probabilities."""
+        return (inputs @ self.weight + self.bias).softmax(dim=1).float()
+
+    def inputs(self, features: Tensor) -> Tensor:
+        """(N, D) features, extra columns included -> (N, K + E), what the kept classifier sees."""
         first, extra = features[:, : len(self.center)], features[:, len(self.center) :]
         short = F.normalize((roots(first) - self.center) @ self.basis, dim=1) * SCALE
-        return torch.cat([short, (extra - self.shift) * self.stretch], dim=1) @ self.weight + self.bias
+        return torch.cat([short, (extra - self.shift) * self.stretch], dim=1)
 
-    def _transduce(self, features: Tensor, labels: Tensor) -> Tensor:
+    def _transduce(
+        self, views: Views, labels: Tensor, before: Learned | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         s, known = self.settings, labels >= 0
-        views = self._views(features)
-        answers = self._answers(views, labels).clamp_min(SMALLEST).log()
+        answers, third = self._answers(views, labels, None if before is None else before.third)
+        answers = answers.clamp_min(SMALLEST).log()
         counts = labels[known].bincount(minlength=self.classes)
         each = float(known.sum()) / self.classes
-        start = weights_for(each, len(answers)).to(answers)
-        weights, held = start, self._held_out(views, labels, counts)
-        if held is not None:
-            weights = stacked(held[0].clamp_min(SMALLEST).log(), held[1], start, s.hold)
+        if before is not None and hasattr(self, "stacking"):
+            weights = self.stacking
+        else:
+            weights = start = weights_for(each, len(answers)).to(answers)
+            held = self._held_out(views, labels, counts)
+            if held is not None:
+                weights = stacked(held[0].clamp_min(SMALLEST).log(), held[1], start, s.hold)
         probs = torch.einsum("m,mnc->nc", weights, answers).softmax(dim=1)
         even = min(0.6, s.even / each)
         probs, estimated = with_shares(probs, ~known, (counts + 1.0) / (counts + 1.0).sum(), even)
         self.remember(stacking=weights, pool_shares=estimated)
-        return probs
+        return probs, third
 
-    def _views(self, features: Tensor) -> Views:
-        s, width = self.settings, features.shape[1] - self.extra
-        powers = roots(features[:, :width].float())
-        powers = powers - powers.mean(dim=0)
-        powers = powers / powers.norm(dim=1).mean().clamp_min(1e-12)
-        count = min(s.directions, len(powers) - 1, width)
-        directions = F.normalize(powers @ whitening(powers, count), dim=1) if count > 0 else powers[:, :1] * 0
-        products, near = nearest(directions, directions, min(50, len(powers) - 1), same=True)
-        graph = graph_of(products[:, : s.neighbors], near[:, : s.neighbors])
-        extra = features[:, width:].float()
-        if self.extra:
-            extra = (extra - extra.mean(dim=0)) / extra.std(dim=0, correction=0).clamp_min(1e-6)
-        return Views(powers, directions, near, graph, extra)
+    def _place(self, features: Tensor) -> Space:
+        """Where pictures are looked at from, by the answers and by the classifier that is kept."""
+        width = features.shape[1] - self.extra
+        powers, extra = roots(features[:, :width]), features[:, width:]
+        center = powers.mean(dim=0)
+        powers = powers - center
+        count = min(len(powers) - 1, width)
+        basis = whitening(powers, max(self.settings.kept, self.settings.directions)) if count else powers.T * 0
+        shift = extra.mean(dim=0)
+        spread_ = extra.sub(shift).square().mean(dim=0).sqrt().clamp_min(1e-6)
+        self.remember(
+            center=center, basis=basis[:, : max(1, min(self.settings.kept, count))], shift=shift,
+            stretch=SCALE / math.sqrt(max(1, self.extra)) / spread_,
+        )  # fmt: skip
+        length = powers.norm(dim=1).mean().clamp_min(1e-12)
+        return Space(center, length, basis[:, : max(1, min(self.settings.directions, count))], shift, 1 / spread_)
 
-    def _answers(self, views: Views, labels: Tensor) -> Tensor:
-        """(4 or 5, N, C) probabilities, all as if classes were equally frequent."""
+    def _views(self, features: Tensor, space: Space) -> Views:
+        s = self.settings
+        powers, directions, extra = self._seen(features, space)
+        alike, near = nearest(directions, directions, min(50, len(powers) - 1), same=True)
+        return Views(powers, directions, near, alike, graph_of(alike[:, : s.neighbors], near[:, : s.neighbors]), extra)
+
+    def _seen(self, features: Tensor, space: Space) -> tuple[Tensor, Tensor, Tensor]:
+        """(N, D) and (N, d) and (N, E): powers, directions and extra columns of images in that space."""
+        width = features.shape[1] - self.extra
+        powers = (roots(features[:, :width]) - space.center) / space.length
+        extra = (features[:, width:] - space.shift) * space.stretch
+        return powers, F.normalize(powers @ space.whiten, dim=1), extra
+
+    def _answers(
+        self, views: Views, labels: Tensor, start: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """(4 or 5, N, C) probabilities, all as if classes were equally frequent; the third answer's classifier."""
         s, known, C = self.settings, labels >= 0, self.classes
         given = F.one_hot(labels.clamp_min(0), C).float() * known[:, None]
         even = given / given.sum(dim=0)
@@ -154,8 +254,10 @@ class Consensus(Head):
         each = float(known.sum()) / C
         both = mixed(alone, along, first_mix(each))
         both[known] = given[known]
-        linear, intercept = fit_linear(views.directions * SCALE, both, penalty=1e-3)
-        logits = views.directions * SCALE @ linear + intercept
+        third_ = fit_linear(
+            views.directions * SCALE, both, penalty=1e-3, start=start, steps=None if start is None else AGAIN
+        )
+        logits = views.directions * SCALE @ third_[0] + third_[1]
         shaped = self._shaped(views, logits)
         third = mixed(logits.softmax(dim=1), smoothed(spread(shaped, even, s.alpha)), (0.5, 0.5))
         fourth = discriminant(views.directions, third, given, known)
@@ -163,17 +265,17 @@ class Consensus(Head):
         if self.extra:
             seen = logistic(views.extra * (SCALE / math.sqrt(self.extra)), labels, C, penalty=1e-2)
             answers.append(discriminant(views.extra, seen, given, known, hold=0.3, shrink=0.05))
-        return torch.stack(answers)
+        return torch.stack(answers), third_
 
     def _shaped(self, views: Views, logits: Tensor) -> Graph:
         """The graph among the same candidates, of images that also look alike to the classifier."""
         told = logits.log_softmax(dim=1)
         told = F.normalize(told - told.mean(dim=1, keepdim=True), dim=1)
-        products = torch.cat([
+        agree = torch.cat([
             (told[rows, None] * told[views.near[rows]]).sum(dim=2)
-            + (views.directions[rows, None] * views.directions[views.near[rows]]).sum(dim=2)
             for rows in torch.arange(len(told), device=told.device).split(512)
-        ]) / 2  # fmt: skip
+        ])  # fmt: skip
+        products = (agree + views.alike) / 2
         best, place = products.topk(min(self.settings.neighbors, products.shape[1]), dim=1)
         return graph_of(best, views.near.gather(1, place))
 
@@ -190,29 +292,21 @@ class Consensus(Head):
             hidden = known[fold == number]
             kept = labels.clone()
             kept[hidden] = -1
-            found = self._answers(views, kept)
+            found, _ = self._answers(views, kept)
             if answers is None:
                 answers = found.new_zeros(len(found), len(known), self.classes)
             answers[:, fold == number] = found[:, hidden]
         assert answers is not None
         return answers, labels[known]
 
-    def _keep(self, features: Tensor, labels: Tensor, probs: Tensor) -> None:
+    def _keep(self, inputs: Tensor, labels: Tensor, probs: Tensor, before: Learned | None) -> tuple[Tensor, Tensor]:
         """The linear classifier that learns the answers; labeled images answer their label."""
-        width, known = features.shape[1] - self.extra, labels >= 0
-        targets = probs.clone()
+        known, targets = labels >= 0, probs.clone()
         targets[known] = F.one_hot(labels[known], self.classes).float()
-        powers, extra = roots(features[:, :width].float()), features[:, width:].float()
-        center = powers.mean(dim=0)
-        count = max(1, min(self.settings.kept, len(powers) - 1, width))
-        basis = whitening(powers - center, count)
-        shift = extra.mean(dim=0)
-        spread_ = extra.sub(shift).square().mean(dim=0).sqrt().clamp_min(1e-6)
-        stretch = SCALE / math.sqrt(max(1, self.extra)) / spread_
-        self.remember(center=center, basis=basis, shift=shift, stretch=stretch)
-        inputs = torch.cat([F.normalize((powers - center) @ basis, dim=1) * SCALE, (extra - shift) * stretch], dim=1)
-        weight, bias = fit_linear(inputs, targets, penalty=1e-3)
+        start, steps = (None, None) if before is None else (before.kept, AGAIN)
+        weight, bias = fit_linear(inputs, targets, penalty=1e-3, start=start, steps=steps)
         self.remember(weight=weight, bias=bias)
+        return weight, bias
 
 
 def first_mix(each: float) -> tuple[float, ...]:

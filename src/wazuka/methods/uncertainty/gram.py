@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wazuka.contract import Detector, Observation
+from wazuka.contract import Detector, Observation, Wants
 from wazuka.errors import UserError
 
 GOLDEN = (5**0.5 - 1) / 2  # its multiples modulo 1 spread evenly and in step with nothing
@@ -32,7 +32,7 @@ def gram_values(activation: Tensor, powers: int) -> Tensor:
 
     G^p = F^p (F^p)^T is never formed: the sum of its row c is F^p_c . sum_d F^p_d.
     """
-    x = activation.double().reshape(len(activation), activation.shape[1], -1)
+    x = activation.double().reshape(*activation.shape[:2], activation.shape[2:].numel())
     scale = x.abs().amax(dim=(1, 2), keepdim=True)
     x = x / scale.clamp_min(torch.finfo(x.dtype).tiny)
     power, values, all_channels = torch.ones_like(x), [], x.new_ones(len(x), 1, x.shape[1])
@@ -96,6 +96,11 @@ class Gram(Detector):
     def layers(self) -> list[str]:
         """Names of the layers it was fitted on; empty before."""
         return bytes(self.names.tolist()).decode().splitlines()
+
+    @property
+    def wants(self) -> Wants:
+        """All inner layers that the network records; once it is fitted, those it was fitted on."""
+        return Wants(activations=tuple(self.layers) or None)
 
     @torch.no_grad()
     def fit(self, observations: Callable[[], Iterable[Observation]]) -> "Gram":
