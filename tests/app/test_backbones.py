@@ -117,12 +117,21 @@ def test_logits_may_be_meant():
     assert opened(Pretrained("mine", ResNet(), 32, 5)).feature_size == 5
 
 
+def test_a_last_layer_that_is_not_asked_does_no_harm():
+    class Beheaded(ResNet):
+        def forward(self, images):
+            return self.body(images)
+
+    assert opened(Beheaded()).feature_size == 8
+
+
 def test_a_module_is_taken_as_it_was_and_left_as_it_is():
     own = nn.Sequential(nn.BatchNorm2d(3), net()).train()
     before = {name: value.clone() for name, value in own.state_dict().items()}
     mine = opened(own, size=32)
     key = mine.key()
     assert own.training
+    assert not any(module.training for module in mine.net.modules())
     assert all(value.requires_grad for value in own.parameters())
     assert all(torch.equal(value, before[name]) for name, value in own.state_dict().items()), "no statistics moved"
     with torch.no_grad():

@@ -137,8 +137,11 @@ def fit(
         print(f"Accuracy {share(metrics['test_accuracy'])} (95 % interval {span(*metrics['test_accuracy_interval'])}), "
               f"measured {metrics['protocol']}.")  # fmt: skip
     if "estimate" in metrics:
-        told = metrics["estimate"]
-        print(f"Expected on your {metrics['n_unlabeled']:,} unlabeled images: {share(told['value'])} right "
+        told, others = metrics["estimate"], metrics.get("others", {})
+        if others.get("at_least", 0) > 0:
+            print(f"{others['told']} {others['done']}")
+        which = "the other" if others.get("done") else f"your {metrics['n_unlabeled']:,}"
+        print(f"Expected on {which} unlabeled images: {share(told['value'])} right "
               f"({100 * told['level']:.0f} % interval {span(told['low'], told['high'])}), as far as the labels tell.")
     network = _network(folder, backbone)
     if network:
