@@ -7,7 +7,7 @@ held out at random where it has none. cifar10's pool is 10,000 of its training i
 
 The measure is scikit-learn's LogisticRegression on the labeled features with its C chosen *by the labels of the very
 photos it is judged on* (an oracle that nobody has). `consensus` is what `wazuka fit` takes; its constants were chosen
-on other sets (recipes/consensus_constants.py). The regret of `consensus` is how far it stays behind the head that
+on other sets (docs/decisions.md). The regret of `consensus` is how far it stays behind the head that
 happened to be best on that set and number of labels.
 
     python recipes/photo_table.py --out results/photo_table.json

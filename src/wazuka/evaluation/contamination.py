@@ -6,6 +6,10 @@ drawn alike, the share U of the latter that lies above t is a random variable wi
 whatever the scores' distribution (Wilks 1941: coverage of an order statistic). Where the share F of *all* unlabeled
 photos above t is larger than U can be, the rest are others: with a share p of them, F <= (1 - p) U + p, so that
 p >= (F - U) / (1 - U).
+
+Leave-one-out scores know one label fewer than the scores of unlabeled photos do: distances to the nearest are a little
+too large, and the bound errs on the safe side. It does not where the labels are no fair draw of the classes: where a
+class of many kinds is frequent in the pool and rare among the labels, its photos look odd.
 """
 
 import math
