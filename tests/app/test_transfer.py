@@ -316,3 +316,22 @@ def test_where_all_photos_belong_none_is_left_out(tmp_path):
     assert model.metrics["others"]["at_least"] == 0
     assert "Of something else?" not in (run / "report.html").read_text()
     assert "set aside" not in {row["role"] for row in pq.read_table(run / "predictions.parquet").to_pylist()}
+
+
+def test_a_training_from_scratch_is_told_of_photos_of_something_else(tmp_path):
+    images, labels = photos(40)
+    others = np.random.default_rng(5).integers(0, 256, (60, 3, 40, 40)).astype(np.uint8)
+    kept = np.full_like(labels, -1)
+    for label in range(3):
+        kept[np.flatnonzero(labels == label)[:8]] = label
+    together = np.concatenate([images, others])
+    np.savez(tmp_path / "photos.npz", x_train=together, y_train=np.concatenate([kept, np.full(60, -1)]))
+    run = tmp_path / "run"
+    model = wazuka.fit(tmp_path / "photos.npz", out=run, steps=2, floor=False, folds=0)
+    found = model.metrics["others"]
+    assert found["at_least"] > 0.1
+    assert abs(found["share"] - 60 / 156) < 0.15
+    report = (run / "report.html").read_text()
+    assert "It learned from them all the same: take them out" in report
+    assert "Of something else?" in report
+    assert "set aside" not in {row["role"] for row in pq.read_table(run / "predictions.parquet").to_pylist()}

@@ -136,10 +136,11 @@ def fit(
     else:
         print(f"Accuracy {share(metrics['test_accuracy'])} (95 % interval {span(*metrics['test_accuracy_interval'])}), "
               f"measured {metrics['protocol']}.")  # fmt: skip
+    others = metrics.get("others", {})
+    if others.get("at_least", 0) > 0:
+        print(f"{others['told']} {others['done']}")
     if "estimate" in metrics:
-        told, others = metrics["estimate"], metrics.get("others", {})
-        if others.get("at_least", 0) > 0:
-            print(f"{others['told']} {others['done']}")
+        told = metrics["estimate"]
         which = "the other" if others.get("done") else f"your {metrics['n_unlabeled']:,}"
         print(f"Expected on {which} unlabeled images: {share(told['value'])} right "
               f"({100 * told['level']:.0f} % interval {span(told['low'], told['high'])}), as far as the labels tell.")

@@ -32,6 +32,7 @@ from wazuka.app.teacher import Teacher, before_teacher, open_teacher
 from wazuka.app.transfer import (
     COMMON_SIDE,
     SCRATCH_SIDE,
+    Apart,
     FeatureContender,
     FeatureLearner,
     Features,
@@ -39,6 +40,7 @@ from wazuka.app.transfer import (
     Known,
     extracted,
     extractors_for,
+    look_for_others,
     suits,
 )
 from wazuka.app.trust import learn_trust
@@ -348,13 +350,14 @@ class Job:
                 write_atomic(self.run.folder / "draw.json", draw_to_json(self.prepared.draw))
             self.run.write("run.json", facts)  # last: a run that has it can be resumed
         try:
+            others = self._others()
             trained = method.train(learner, steps, self.watch, self.run)
             if self.teacher is not None:
                 learner.method.register_module("teacher", None)  # its work is done: the student is saved alone
             alone = floor.train(floor.learner(), steps, self.watch, self.run) if floor is not None else None
             verdict = self._verdict(trained, alone)
             if self.fabric.is_global_zero:
-                self._write(facts, steps, trained, alone, verdict, baselines)
+                self._write(facts, steps, trained, alone, verdict, baselines, others)
         except Interrupted:
             raise Interrupted(facts["resume"]) from None
         except KeyboardInterrupt:  # at once: what was saved before stays
@@ -495,6 +498,7 @@ class Job:
         alone: Trained | None,
         verdict: Verdict | None,
         baselines: Any,
+        others: Apart | None,
     ) -> None:
         """Everything a finished run holds; the state becomes "done" last."""
         kept, other, name = trained, alone, "the same network on the labels alone"
@@ -522,7 +526,7 @@ class Job:
             metrics["test_accuracy_interval"] = [evaluation.accuracy.low, evaluation.accuracy.high]
             metrics["n_test"] = evaluation.n
             metrics["evaluation"] = evaluation.to_dict()
-        aside = self._set_aside(kept, metrics)
+        aside = self._set_aside(kept, metrics, others)
         asked_of = np.setdiff1d(train.unlabeled, aside)
         if len(asked_of):
             metrics["guessed_shares"] = guessed_shares(train_probs[asked_of])
@@ -543,24 +547,35 @@ class Job:
         if isinstance(method, FrozenClassifier):
             metrics["shortcuts"] = shortcuts(method, train, self.choices.source, self.choices.seed)
         self.run.write("metrics.json", metrics)
-        self._write_predictions(held_out, train_probs, aside)
+        left_out = isinstance(kept.learner, FeatureLearner)
+        self._write_predictions(held_out, train_probs, aside if left_out else aside[:0])
         self._write_gallery(held_out, train_probs, method, aside)
         self.run.write("run.json", facts)  # not done yet, but what the report tells of is in it
         write_report(self.run)
         self.run.write("run.json", facts | {"state": "done", "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
         self.run.tidy()
 
-    def _set_aside(self, kept: Trained, metrics: dict[str, Any]) -> np.ndarray:
-        """Positions of the photos that a head left out of its learning, the oddest first; what was found of them goes
-        to the metrics.
+    def _others(self) -> Apart | None:
+        """Photos of something else, before a training that leaves none out."""
+        if self.extractors is not None and not self.tunes:
+            return None
+        return look_for_others(self.prepared.train, self.fabric, self.watch)
+
+    def _set_aside(self, kept: Trained, metrics: dict[str, Any], others: Apart | None) -> np.ndarray:
+        """Positions of photos that seem to show none of the classes, the oddest first; what was found of them goes to
+        the metrics. A head has left them out of its learning, no other method has.
         """
-        learner = kept.learner
-        if not isinstance(learner, FeatureLearner) or learner.apart is None:
+        learner, done = kept.learner, ""
+        if isinstance(learner, FeatureLearner):
+            others = learner.apart
+        if others is None:
             return np.zeros(0, np.int64)
-        aside, found = learner.apart.aside, learner.apart.found
-        done = f"These {len(aside):,} photos were left out of the learning." if len(aside) else ""
-        metrics["others"] = found.to_dict() | {"told": found.told(), "done": done}
-        return aside
+        if len(others.aside) and isinstance(learner, FeatureLearner):
+            done = f"These {len(others.aside):,} photos were left out of the learning."
+        elif len(others.aside):
+            done = "It learned from them all the same: take them out, or fit with --method ds3l (it weighs them down)."
+        metrics["others"] = others.found.to_dict() | {"told": others.found.told(), "done": done}
+        return others.aside
 
     def _with_trust(self, facts: dict[str, Any], kept: Trained) -> dict[str, Any]:
         """Learn how far a head's answers can be taken at their word; from here on its probabilities are calibrated."""

