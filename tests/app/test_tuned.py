@@ -5,15 +5,19 @@ import json
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import wazuka
 from tests.app.test_transfer import photo_file, photos, small_backbone
 from wazuka.app import job
 from wazuka.app.backbones import Extractor, Pretrained, backbone_named
-from wazuka.app.catalog import build, entry, planned_settings
+from wazuka.app.catalog import build, entries, entry, planned_settings
 from wazuka.app.compare import compare
 from wazuka.app.learn import Interrupted, Watch
-from wazuka.app.tuned import SIDE_ON_CPU, Tunable, as_tuned, start_from, tuned_plan, under_head
+from wazuka.app.start import start_from
+from wazuka.app.transfer import Features
+from wazuka.app.tuned import SIDE_ON_CPU, Tunable, as_tuned, tuned_plan, tunes, under_head
+from wazuka.contract import Method, parameters_of
 from wazuka.errors import UserError
 from wazuka.methods.transfer.consensus import Consensus
 from wazuka.parts.tuning import Tuned
@@ -27,9 +31,9 @@ def test_it_begins_at_what_the_frozen_features_give():
     backbone = backbone_named("efficientnet-lite0")
     images, labels = photos()
     known = np.where(np.arange(len(labels)) < 15, labels, -1)
-    features = torch.from_numpy(Extractor(backbone, CPU, "float32")(images))
+    features = Features((Extractor(backbone, CPU, "float32")(images),))
     start = start_from(features, torch.from_numpy(known), 3)
-    expected = Consensus(3).fit(features, torch.from_numpy(known))
+    expected = Consensus(3).fit(features[:], torch.from_numpy(known))
     torch.testing.assert_close(start.guesses, expected)
     floats = torch.from_numpy(images).float() / 255
     for name in ("fine_tune", "fixmatch"):
@@ -128,13 +132,13 @@ def test_interrupted_it_ends_as_if_it_had_not_been(tmp_path):
     whole = wazuka.fit(data, out=tmp_path / "whole", **given)
     seen = []
 
-    def stop():
-        return len(seen) > 3
+    def note(stage, step, total):
+        if stage == "final":
+            seen.append(step)
 
-    watch = Watch(lambda stage, step, total: seen.append(stage) if stage == "final" else None, stop, save_seconds=0)
     given["out"] = tmp_path / "parts"
     with pytest.raises(Interrupted):
-        wazuka.fit(data, **given, watch=Watch(watch.on_step, lambda: len(seen) >= 2, save_seconds=0))
+        wazuka.fit(data, **given, watch=Watch(note, lambda: len(seen) >= 2, save_seconds=0))
     parts = wazuka.fit(data, **given, resume=True)
     images, _ = photos(4, seed=5)
     np.testing.assert_array_equal(parts.predict_proba(images), whole.predict_proba(images))
@@ -180,3 +184,25 @@ def test_tuned_and_frozen_are_compared_on_what_both_see(tmp_path):
     assert all(row["correct"] >= 8 for row in found["runs"])
     with pytest.raises(UserError, match="is no fair comparison"):
         compare(str(tmp_path / "photos.npz"), ["consensus", "fixmatch"], 12, 1, 2, tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    "name", [n for n, item in entries().items() if item.fits and issubclass(item.kind, Method) and n != "distillation"]
+)
+def test_every_method_learns_with_the_network_it_is_given_or_says_that_it_does_not(name):
+    item = entry(name)
+    if not tunes(item):
+        for choices in (job.Choices(source="x", method=name, backbone="efficientnet-lite0"),):
+            with pytest.raises(UserError, match=f"{name} brings a network of its own"):
+                job.wanted_backbone(choices)
+        return
+    net = Tunable(Pretrained("mine", nn.Sequential(nn.Flatten(), nn.Linear(48, 5)), 4, 5), 3)
+    given, settings = under_head(item, net, 3, _settings(name), None)
+    method = build(
+        item, given, 3, settings, unlabeled=9, shape=(3, 4, 4), guesses=torch.full((9, 3), 1 / 3),
+    )  # fmt: skip
+    held = set(method.parameters())
+    assert all(parameter in held for parameter in net.net.parameters())
+    stepping = {p for player in method.players() for p in parameters_of(player)}
+    assert set(net.net.parameters()) & stepping or name == "lora"
+    assert method.eval().predict(torch.rand(2, 3, 4, 4)).shape == (2, 3)

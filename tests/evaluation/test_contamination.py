@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from wazuka.evaluation.contamination import contamination
+from wazuka.evaluation.contamination import contamination, fewest_others
 
 
 def drawn(n, known, odd, seed, shift=10.0):
@@ -82,3 +82,49 @@ def test_what_makes_no_sense_is_refused():
         contamination([0.0, np.nan], [1.0])
     with pytest.raises(ValueError, match="level"):
         contamination([0.0, 1.0], [1.0], level=1.0)
+
+
+@pytest.mark.parametrize(("n", "total"), [(12, 1), (24, 2), (40, 2), (200, 8), (1000, 10), (40, 300)])
+def test_the_level_holds_for_few_unlabeled_photos_too(n, total):
+    found = [contamination(*drawn(n, total, 0, seed)).found for seed in range(600)]
+    assert np.mean(found) <= 0.05 + 3 * (0.05 * 0.95 / 600) ** 0.5
+
+
+def test_the_fewest_others_are_those_of_the_law():
+    rank, n, level = 2, 39, 0.95
+    for above, total in ((12, 50), (20, 50), (50, 50), (130, 1000)):
+        fewest = fewest_others(above, total, rank, n, level)
+        assert 0 < fewest <= above
+
+        def so_many(others, above=above, total=total):
+            draw = np.random.default_rng(0)
+            shares = draw.beta(rank, n + 1 - rank, 40_000)
+            return (others + draw.binomial(total - others, shares) >= above).mean()
+
+        assert so_many(fewest) > 0.05 - 0.004
+        assert so_many(fewest - 1) < 0.05 + 0.004
+    assert fewest_others(4, 50, rank, n, level) == 0
+
+
+def test_numbers_in_closed_form():
+    from scipy.special import betaincinv
+
+    left_out, scores = np.arange(39.0), np.r_[np.zeros(90), np.full(10, 100.0)]
+    found = contamination(left_out, scores)
+    assert found.threshold == 37.0  # the second largest of 39
+    assert found.flagged == pytest.approx(0.1)
+    assert found.by_chance == pytest.approx((2 / 40, float(betaincinv(2, 38, 0.95))))
+    assert found.share == pytest.approx((0.1 - 0.05) / 0.95)
+    every = contamination(left_out, np.full(200, 100.0))
+    assert every.share == pytest.approx(1.0)
+    assert every.at_least > 0.98
+
+
+def test_a_tie_with_the_threshold_is_not_odd():
+    left_out = np.arange(39.0)
+    scores = np.r_[np.full(30, 37.0), np.full(60, 100.0)]
+    found = contamination(left_out, scores)
+    assert found.found
+    assert not found.odd(scores)[:30].any()
+    assert found.odd(scores)[30:].all()
+    assert found.flagged == pytest.approx(60 / 90)

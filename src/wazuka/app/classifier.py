@@ -28,8 +28,9 @@ from wazuka.app.learn import Learner, Watch, predict
 from wazuka.app.model import save_model
 from wazuka.app.plan import Plan, plan_for
 from wazuka.app.runs import FORMAT, new_run
-from wazuka.app.transfer import FeaturePlan, FrozenClassifier, build_head
-from wazuka.app.tuned import Start, TunedPlan, as_tuned, start_from, tuned_plan
+from wazuka.app.start import start_from
+from wazuka.app.transfer import FeaturePlan, Features, FrozenClassifier, build_head
+from wazuka.app.tuned import Start, TunedPlan, as_tuned, tuned_plan, tunes
 from wazuka.augment import Noise, Plain
 from wazuka.contract import Head, Method
 from wazuka.data import ImageSet, open_images
@@ -118,6 +119,9 @@ class Classifier(ClassifierMixin, BaseEstimator):
         fabric, start = launch(self.device), None
         plan: Plan = layout.plan(self.flip)
         if item.setting == "transfer" or not (isinstance(self.backbone, str) and self.backbone in ("auto", "none")):
+            if not tunes(item):
+                raise UserError(f"{self.method} brings a network of its own, or changes the last layer of the one it "
+                                "is given; leave the backbone out.")  # fmt: skip
             plan, start = self._tuning(layout, images, fabric.device)
         settings = planned_settings(item, plan.settings_for(item.name), self.settings or {})
         # training seeds torch's own generators, which are the caller's: they are given back as they were
@@ -142,7 +146,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
             what = "X is a table" if layout.table else "leave backbone='none' out"
             raise UserError(f"{self.method} tunes a pre-trained network: {what}.")
         backbone = as_tuned(opened(self.backbone, gpu=device.type == "cuda"), device)
-        features = torch.from_numpy(Extractor(backbone, device, self.precision)(images.images))
+        features = Features((Extractor(backbone, device, self.precision)(images.images),))
         start = start_from(features, torch.from_numpy(images.labels.copy()), images.n_classes)
         return tuned_plan(backbone, self.flip, images.channels), start
 

@@ -148,7 +148,7 @@ def fit(
     if network:
         print(network)
     if "unlabeled" in metrics:
-        print(sentence(metrics["unlabeled"], metrics["n_unlabeled"]))
+        print(sentence(metrics["unlabeled"], metrics.get("n_learned_from", metrics["n_unlabeled"])))
     skipped = _count_skipped(folder)
     if skipped:
         print(f"{skipped} files could not be read; the report names them.")

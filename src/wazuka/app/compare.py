@@ -15,7 +15,7 @@ from wazuka.app.learn import Interrupted, Watch, stopping_on_signals
 from wazuka.app.prepared import prepare
 from wazuka.app.runs import Run
 from wazuka.app.transfer import COMMON_SIDE, SCRATCH_SIDE
-from wazuka.app.tuned import as_tuned
+from wazuka.app.tuned import as_tuned, tunes
 from wazuka.atomic import write_atomic
 from wazuka.contract import Head
 from wazuka.data import Dataset, open_images, require_labels
@@ -104,9 +104,13 @@ def _on_a_backbone(methods: Sequence[str], backbone: Any) -> bool:
     """Whether the methods learn on a pre-trained network: on its features, or by tuning it, which any method does that
     is given a backbone. Raises UserError where only some do.
     """
-    if not (isinstance(backbone, str) and backbone in ("auto", "none")):
-        return True
     kinds = {method: entry(method) for method in methods}
+    if not (isinstance(backbone, str) and backbone in ("auto", "none")):
+        alone = [name for name, item in kinds.items() if not (issubclass(item.kind, Head) or tunes(item))]
+        if alone:
+            raise UserError(f"{alone[0]} brings a network of its own, or changes the last layer of the one it is "
+                            "given; leave --backbone out.")  # fmt: skip
+        return True
     on_it = [name for name, item in kinds.items() if issubclass(item.kind, Head) or item.setting == "transfer"]
     if on_it and len(on_it) < len(methods):
         other = next(method for method in methods if method not in on_it)
@@ -114,6 +118,8 @@ def _on_a_backbone(methods: Sequence[str], backbone: Any) -> bool:
             f"{on_it[0]} learns on a pre-trained network and {other} from scratch, which is no fair comparison: "
             "compare them apart, or give a --backbone for both."
         )
+    if on_it and backbone == "none":
+        raise UserError(f"{on_it[0]} learns on a pre-trained network's features; leave --backbone none out.")
     return bool(on_it)
 
 

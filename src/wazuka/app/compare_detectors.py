@@ -80,7 +80,14 @@ def compare_detectors(
     with showing_progress() as console, stopping_on_signals() as stop:
         item = entry(method) if method != "auto" else None
         on_features = item is not None and issubclass(item.kind, Head)
-        pretrained = opened(backbone) if on_features or item is None else None
+        given = not (isinstance(backbone, str) and backbone in ("auto", "none"))
+        if item is not None and not on_features and (given or item.setting == "transfer"):
+            raise UserError("Detectors don't look into tuned networks: take a head such as consensus for --methods, or "
+                            "a method that learns from scratch, without --backbone.")  # fmt: skip
+        if on_features and not given and backbone == "none":
+            raise UserError(f"{method} learns on a pre-trained network's features; leave --backbone none out.")
+        wanted_network = on_features or (item is None and (given or backbone == "auto"))
+        pretrained = opened(backbone) if wanted_network else None
         side = SCRATCH_SIDE if pretrained is None else max(COMMON_SIDE, pretrained.size)
         data = open_images(
             source, progress=console.opening, common=side, fit="crop" if pretrained is None else "squash"
@@ -104,6 +111,8 @@ def compare_detectors(
         name = named_method(chosen, pretrained is not None)
         asked = {"data": source, "odd": odd, "fingerprint": fingerprint(data), "labels": labels, "steps": steps,
                  "method": name, "fitted_on": fitted_on}  # fmt: skip
+        if pretrained is not None:
+            asked["backbone"] = [pretrained.name, pretrained.key()]
         results, fabric = finished_before(folder, asked), launch()
         extractors = (Extractor(pretrained, fabric.device),) if pretrained is not None else None
         for seed in range(seeds):
@@ -239,4 +248,5 @@ def _command(asked: dict[str, Any], names: list[str], seeds: int, folder: Path) 
     words = ["wazuka", "compare", asked["data"], "--odd", asked["odd"], "--methods", asked["method"]]
     words += ["--detectors", ",".join(names), "--labels", str(asked["labels"]), "--seeds", str(seeds)]
     words += ["--steps", str(asked["steps"])] if asked["steps"] else []
+    words += ["--backbone", asked["backbone"][0]] if "backbone" in asked else []
     return shlex.join([*words, "--fitted-on", asked["fitted_on"], "--out", str(folder)])

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from wazuka.app.backbones import Extractor
 from wazuka.app.catalog import Entry, planned_settings
@@ -15,13 +14,14 @@ from wazuka.app.learn import Learner, Watch
 from wazuka.app.plan import Plan, plan_for
 from wazuka.app.prepared import Prepared, parts_of
 from wazuka.app.runs import Run
-from wazuka.app.tuned import start_from, tuned_plan
+from wazuka.app.tuned import tuned_plan
 from wazuka.contract import Method
 from wazuka.data import ImageSet, folds
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+    from wazuka.app.transfer import Features
     from wazuka.app.trust import CrossFitted
 
 
@@ -34,7 +34,7 @@ class Contender:
     parts   of the cross-validation where there are no test images; 0: none
     prefix  of the names of its trainings
     teacher a trained method, for those that learn from one
-    tuned   the frozen network that is to be tuned, with the features it has of the training images (N, D); None: from
+    tuned   the frozen network that is to be tuned, with the features it has of the training images; None: from
             scratch
     """
 
@@ -48,7 +48,7 @@ class Contender:
     precision: torch.dtype
     prefix: str = ""
     teacher: Method | None = None
-    tuned: tuple[Extractor, Tensor] | None = None
+    tuned: "tuple[Extractor, Features] | None" = None
 
     @cached_property
     def plan(self) -> Plan:
@@ -73,6 +73,8 @@ class Contender:
         train, seed = train if train is not None else self.prepared.train, self.seed if seed is None else seed
         start = None
         if self.tuned is not None:
+            from wazuka.app.start import start_from
+
             start = start_from(self.tuned[1], torch.from_numpy(train.labels.copy()), train.n_classes)
         return Learner(
             self.item, self.plan, self.settings, train, seed, self.fabric, self.precision, self.teacher, start

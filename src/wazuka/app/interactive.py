@@ -9,6 +9,7 @@ rounds: `learn` does it, `relearn` leaves the weights as they are.
 import torch
 from torch import Tensor
 
+from wazuka.errors import UserError
 from wazuka.functional.features import check_fit
 from wazuka.methods.transfer.consensus import Consensus, ConsensusSettings, Learned
 
@@ -23,6 +24,8 @@ class Interactive:
     """
 
     def __init__(self, features: Tensor, classes: int, *, extra: int = 0, pool: int = 5_000):
+        if not len(features) or not bool(features.sum().isfinite()):
+            raise UserError("Features must be finite numbers, of one photo at least.")
         self.head = Consensus(classes, ConsensusSettings(pool=pool), extra=extra)
         self.features = features
         self._prepared = self.head.prepare(features, torch.full((len(features),), -1))

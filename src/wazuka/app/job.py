@@ -41,10 +41,11 @@ from wazuka.app.transfer import (
     extracted,
     extractors_for,
     look_for_others,
+    nearest_label,
     suits,
 )
-from wazuka.app.trust import learn_trust
-from wazuka.app.tuned import as_tuned
+from wazuka.app.trust import learn_trust, unit
+from wazuka.app.tuned import as_tuned, tunes
 from wazuka.atomic import save_atomic, write_atomic
 from wazuka.contract import Head, Method
 from wazuka.data import Dataset, Draw, ImageSet, draw_from_json, draw_to_json, open_images
@@ -55,7 +56,7 @@ from wazuka.training.processes import launch, precision_named
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-    from torch import Tensor, nn
+    from torch import nn
 
 HEAD = "consensus"           # what learns on features where nobody says
 FLOOR_HEAD = "linear_probe"  # what learns on the features of the labels alone
@@ -234,6 +235,9 @@ def wanted_backbone(choices: Choices) -> str:
     if item is not None and not on_features:
         if item.setting == "transfer" and choices.backbone == "auto":
             return "efficientnet-lite0"
+        if choices.backbone != "auto" and not tunes(item):
+            raise UserError(f"{choices.method} brings a network of its own, or changes the last layer of the one it is "
+                            "given; leave --backbone out.")  # fmt: skip
         return "none" if choices.backbone == "auto" else choices.backbone
     if choices.steps is not None:
         if on_features or choices.backbone != "auto":
@@ -407,7 +411,7 @@ class Job:
         if self.extractors is not None and issubclass(entry(method).kind, Head):
             return FeatureContender(
                 entry(method), given, self.prepared, self.choices.seed, self.choices.folds, self.fabric,
-                self.extractors, prefix, self.known,
+                self.extractors, prefix, self.known, self.choices.folds if self.tunes else None,
             )  # fmt: skip
         taught_by = self.teacher.model.method if self.teacher is not None else None
         folds = self.choices.folds if taught_by is None else 0  # it knows the labels that a fold would hide
@@ -416,11 +420,11 @@ class Job:
             precision_named(self.choices.precision, self.fabric.device), prefix, taught_by, self._tuned(),
         )  # fmt: skip
 
-    def _tuned(self) -> "tuple[Extractor, Tensor] | None":
+    def _tuned(self) -> tuple[Extractor, Features] | None:
         if self.extractors is None:
             return None
         first = self.extractors[0]
-        return first, Features((extracted(first, self.prepared.train, self.known, self.fabric, self.watch),))[:]
+        return first, Features((extracted(first, self.prepared.train, self.known, self.fabric, self.watch),))
 
     def _wants_floor(self) -> bool:
         """Whether the labels alone are learned too: where there are unlabeled images, and a number to compare.
@@ -528,6 +532,8 @@ class Job:
             metrics["evaluation"] = evaluation.to_dict()
         aside = self._set_aside(kept, metrics, others)
         asked_of = np.setdiff1d(train.unlabeled, aside)
+        if isinstance(kept.learner, FeatureLearner):
+            metrics["n_learned_from"] = len(asked_of)  # of the unlabeled ones
         if len(asked_of):
             metrics["guessed_shares"] = guessed_shares(train_probs[asked_of])
             if isinstance(kept.learner.method, FrozenClassifier):
@@ -536,7 +542,7 @@ class Job:
         rows = baselines(self) if baselines is not None else []
         if self.teacher is not None and self.prepared.test is not None:
             rows.append(self.teacher.baseline(self.prepared.test, self.fabric.device))
-        if verdict is not None and other is not None and other.probs is not None:
+        if verdict is not None and other is not None and other.probs is not None and (len(asked_of) or self.tunes):
             metrics["unlabeled"] = verdict.to_dict() | ({"tuned": True} if self.tunes else {})
             correct = int((other.probs.argmax(axis=1) == asked.labels).sum())
             rows.append({"name": name, "correct": correct, "n": len(asked), "seconds": round(other.seconds, 2)})
@@ -571,7 +577,8 @@ class Job:
         if others is None:
             return np.zeros(0, np.int64)
         if len(others.aside) and isinstance(learner, FeatureLearner):
-            done = f"These {len(others.aside):,} photos were left out of the learning."
+            many = len(others.aside)
+            done = f"{many:,} photo{' was' if many == 1 else 's were'} left out of the learning."
         elif len(others.aside):
             done = "It learned from them all the same: take them out, or fit with --method ds3l (it weighs them down)."
         metrics["others"] = others.found.to_dict() | {"told": others.found.told(), "done": done}
@@ -582,8 +589,10 @@ class Job:
         method, train = kept.learner.method, self.prepared.train
         if not isinstance(method, FrozenClassifier):
             return facts
-        labeled = kept.learner.contender.features(train, self.watch)[train.labeled]  # type: ignore[attr-defined]
-        method.trust = trust = learn_trust(kept.cross, labeled, train.classes)
+        features = kept.learner.contender.features(train, self.watch)  # type: ignore[attr-defined]
+        labeled, others = features[train.labeled], features[train.unlabeled[:1000]]
+        typical = float(np.median(nearest_label(others, unit(labeled)))) if len(others) else None
+        method.trust = trust = learn_trust(kept.cross, labeled, train.classes, typical)
         if kept.probs is not None:
             kept.probs[:] = trust.calibrated(kept.probs)
         told = {"temperature": trust.temperature, "siblings": len(trust.siblings), "sets": trust.told}

@@ -135,8 +135,8 @@ class Model:
             raise UserError(f"--max-error is a share of wrong answers, above 0 and below 100 %, got {max_error:g}.")
         if not isinstance(self.method, FrozenClassifier) or self.method.trust is None:
             if max_error is not None:
-                raise UserError(f"{self.folder} was not learned on a pre-trained network's features, and nothing is "
-                                "known of its errors; leave --max-error out.")  # fmt: skip
+                raise UserError(f"{self.folder} was not learned on a frozen network's features, and nothing is known "
+                                "of its errors; leave --max-error out.")  # fmt: skip
             yield from self._answers(images, self.probabilities(images, progress))
             return
         method, trust = self.method, self.method.trust

@@ -52,7 +52,7 @@ def report_of(run: Run) -> ReportData:
         looks=gallery["looks"],
         odd=gallery["odd"],
         shortcuts=worth_telling(metrics.get("shortcuts", [])),
-        unlabeled=sentence(metrics["unlabeled"], metrics["n_unlabeled"]) if "unlabeled" in metrics else "",
+        unlabeled=_helped(metrics),
         expected=Estimate.from_dict(metrics["estimate"]) if "estimate" in metrics else None,
         trust=facts.get("trust", {}).get("sets", ""),
         skipped=[tuple(row) for row in facts["skipped"]],
@@ -62,6 +62,12 @@ def report_of(run: Run) -> ReportData:
         predict=shlex.join(["wazuka", "predict", str(run.folder), "PHOTOS"]),
         created=facts["started"][:10],
     )
+
+
+def _helped(metrics: dict[str, Any]) -> str:
+    if "unlabeled" not in metrics:
+        return ""
+    return sentence(metrics["unlabeled"], metrics.get("n_learned_from", metrics["n_unlabeled"]))
 
 
 def warnings_for(facts: dict[str, Any], metrics: dict[str, Any]) -> list[str]:

@@ -19,7 +19,7 @@ from wazuka.app.contender import Trained
 from wazuka.app.learn import Interrupted, Watch
 from wazuka.app.prepared import Prepared, parts_of
 from wazuka.app.runs import Run
-from wazuka.app.trust import FALSE_ALARM, CrossFitted, Trust
+from wazuka.app.trust import FALSE_ALARM, CrossFitted, Trust, left_out_scores
 from wazuka.contract import Head, Method, Stream
 from wazuka.data import ImageSet, folds
 from wazuka.evaluation.contamination import Contamination, contamination
@@ -200,6 +200,7 @@ class FeatureContender:
     """A head with its settings, about to learn; see `Contender`, whose place it takes.
 
     extractors  of the backbone and, where its texture view tells more, of that; one pair for all contenders of a run
+    most_parts  of the cross-validation; None: as many as a head has time for. Beside a tuned network, as many as that
     """
 
     item: Entry
@@ -211,6 +212,7 @@ class FeatureContender:
     extractors: tuple[Extractor, ...]
     prefix: str = ""
     known: Known = field(default_factory=dict)
+    most_parts: int | None = None
 
     @cached_property
     def plan(self) -> FeaturePlan:
@@ -230,7 +232,7 @@ class FeatureContender:
         """Parts of the cross-validation; 0: none."""
         if self.prepared.test is not None or self.parts == 0:
             return 0
-        parts = parts_of(self.prepared.train, max(self.parts, PARTS))
+        parts = parts_of(self.prepared.train, self.most_parts or max(self.parts, PARTS))
         return parts if parts > 1 else 0
 
     def learner(self, train: ImageSet | None = None, seed: int | None = None) -> FeatureLearner:
@@ -259,7 +261,7 @@ class FeatureContender:
     def _cross_fitted(self, watch: Watch) -> CrossFitted | None:
         """What siblings of the head say of labels that were hidden from them; None where a class has a single label."""
         train = self.prepared.train
-        parts = parts_of(train, PARTS if self.prepared.test is None else FEWER_PARTS)
+        parts = parts_of(train, self.most_parts or (PARTS if self.prepared.test is None else FEWER_PARTS))
         if self.parts == 0 or parts < 2 or (self.prefix and self.prepared.test is not None):
             return None
         features, heads = self.features(train, watch), []
@@ -323,10 +325,11 @@ def found_apart(features: Tensor, labels: Tensor) -> tuple[Contamination, np.nda
     Oddness is the distance to the nearest labeled photo (docs/decisions.md), so that no odd photo makes another known.
     """
     known = labels >= 0
+    if bool(known.all()):
+        return contamination([], [], FALSE_ALARM), np.zeros(0, np.float32)
     bank = F.normalize(features[known].float(), dim=1)
-    left_out = kth_distance(bank, bank, 1, torch.arange(len(bank))) if len(bank) > 1 else bank.new_zeros(len(bank))
     asked = nearest_label(features[~known], bank)
-    return contamination(left_out.numpy(), asked, FALSE_ALARM), asked
+    return contamination(left_out_scores(bank, float(np.median(asked))), asked, FALSE_ALARM), asked
 
 
 def set_aside(features: Features, labels: Tensor, found: Contamination) -> np.ndarray:

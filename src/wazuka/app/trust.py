@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from wazuka.contract import Head
@@ -50,7 +51,7 @@ class Trust:
     siblings     heads for sets of classes; empty: not possible with so few labels
     told         a sentence about the sets
     bank         (n, D) features of the labeled images, of length 1
-    left_out     (n,)   distance of each to the nearest other one
+    left_out     (m,)   distance of each to the nearest other one, one number for each series of photos alike
     """
 
     temperature: float | None
@@ -130,11 +131,34 @@ def unit(features: Tensor) -> Tensor:
     return torch.nn.functional.normalize(features.float(), dim=1)
 
 
-def learn_trust(fitted: CrossFitted | None, labeled: Tensor, classes: tuple[str, ...]) -> Trust:
-    """From cross-fitted answers (None: there are too few labels) and the features (n, D) of the labeled images."""
+def left_out_scores(bank: Tensor, typical: float | None) -> np.ndarray:
+    """(m,) oddness of labeled photos, each by the distance to the nearest other one.
+
+    bank     (n, D)  rows of length 1
+    typical          distance of an unlabeled photo to the nearest labeled one; None: nobody knows
+
+    Labeled photos nearer to each other than half of that are one series (a burst, frames of a film) and no new photo
+    could be so near: each is measured to the nearest photo of another series, and a series counts once.
+    """
+    if len(bank) < 2:
+        return np.full(len(bank), np.inf)
+    distances = (2 - 2 * bank @ bank.mT).clamp_min(0).sqrt()
+    alike = distances < 0.5 * (typical or 0.0)
+    series = np.asarray(connected_components(alike.numpy())[1])
+    distances[torch.from_numpy(series[:, None] == series[None])] = torch.inf
+    each = distances.amin(dim=1).numpy()
+    return np.asarray([each[series == one].max() for one in range(series.max() + 1)])
+
+
+def learn_trust(
+    fitted: CrossFitted | None, labeled: Tensor, classes: tuple[str, ...], typical: float | None = None
+) -> Trust:
+    """From cross-fitted answers (None: there are too few labels) and the features (n, D) of the labeled images.
+
+    typical  as in `left_out_scores`
+    """
     bank = unit(labeled)
-    own = torch.arange(len(bank))
-    left_out = kth_distance(bank, bank, 1, own).numpy() if len(bank) > 1 else np.full(len(bank), np.inf)
+    left_out = left_out_scores(bank, typical)
     if fitted is None:
         none = np.zeros(0, np.int64)
         told = "A class has a single label: nothing can be held out, so probabilities are not calibrated."

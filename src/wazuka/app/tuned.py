@@ -7,6 +7,7 @@ as its guesses, and `fit` keeps the frozen classifier where cross-validation say
 
 import copy
 import dataclasses
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,14 +21,12 @@ from wazuka.app.catalog import Entry
 from wazuka.app.plan import Plan
 from wazuka.augment import Chain, Plain, Policy, RandAugment, Weak
 from wazuka.contract import Optimizer
-from wazuka.functional.linear import fit_linear
 from wazuka.functional.schedules import rise_and_fall
-from wazuka.methods.transfer.consensus import Consensus
 from wazuka.nets import Backbone, EfficientNetLite0
 from wazuka.parts.tuning import Tuned, Tuning
 
+RESHAPES = ("sla",)  # it gives the network a head for more answers than classes
 SIDE_ON_CPU = 128  # pixels: a third of the work of 224
-SCALE = 10.0       # of features of mean length 1, before the first head
 STEPS = 150
 
 
@@ -62,18 +61,6 @@ class Start:
     weight: Tensor
     bias: Tensor
     guesses: Tensor
-
-
-def start_from(features: Tensor, labels: Tensor, classes: int) -> Start:
-    """From the frozen network's features (N, D) and the labels (N,), -1 where there is none."""
-    guesses = Consensus(classes).fit(features, labels)
-    center = features.mean(dim=0)
-    length = (features - center).norm(dim=1).mean().clamp_min(1e-12)
-    targets = guesses.clone()
-    targets[labels >= 0] = F.one_hot(labels[labels >= 0], classes).float()
-    weight, bias = fit_linear((features - center) / length * SCALE, targets, penalty=1e-3)
-    weight = weight * (SCALE / length)
-    return Start(weight.T.contiguous(), bias - center @ weight, guesses)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +103,11 @@ def as_tuned(backbone: Pretrained, device: torch.device) -> Pretrained:
     if device.type != "cpu" or not isinstance(backbone.net, EfficientNetLite0):
         return backbone
     return dataclasses.replace(backbone, size=min(backbone.size, SIDE_ON_CPU))
+
+
+def tunes(item: Entry) -> bool:
+    """Whether the method learns with a network that it is given, and under the head it has there."""
+    return item.name not in RESHAPES and "net" in inspect.signature(item.kind.__init__).parameters
 
 
 def under_head(item: Entry, net: nn.Module, classes: int, settings: Any, start: Start | None) -> tuple[nn.Module, Any]:

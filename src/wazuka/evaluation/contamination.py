@@ -2,14 +2,15 @@
 
 The labeled photos say what oddness a photo of the known classes has: each is scored by what knows the others
 (leave-one-out). Let t be the r-th largest of these n scores. If labeled and unlabeled photos of the known classes are
-drawn alike, the share U of the latter that lies above t is a random variable with a known law, Beta(r, n + 1 - r),
-whatever the scores' distribution (Wilks 1941: coverage of an order statistic). Where the share F of *all* unlabeled
-photos above t is larger than U can be, the rest are others: with a share p of them, F <= (1 - p) U + p, so that
-p >= (F - U) / (1 - U).
+drawn alike, the share of the latter that lies above t follows Beta(r, n + 1 - r), whatever the scores' distribution
+(Wilks 1941: coverage of an order statistic), and the number of m such photos BetaBinomial(m, r, n + 1 - r). Where more
+of the unlabeled photos lie above t than that allows, some are others: the fewest with which so many are still likely.
 
-Leave-one-out scores know one label fewer than the scores of unlabeled photos do: distances to the nearest are a little
-too large, and the bound errs on the safe side. It does not where the labels are no fair draw of the classes: where a
-class of many kinds is frequent in the pool and rare among the labels, its photos look odd.
+The law is exact for independent scores. Leave-one-out scores share the photos they are measured from, and know one
+label fewer than the others do: simulated (10 and 20 classes of 4 labels, 2 and 64 features), the 95 % bound held in 94
+to 99 % of draws; in 87 to 90 % where the classes had other shares among the labels than in the pool, for a class of
+many kinds that is frequent there and rare here looks odd. With one label a class scores are distances between classes,
+and others are hardly ever found.
 """
 
 import math
@@ -20,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wazuka.evaluation.arrays import as_floats
-from wazuka.evaluation.intervals import wilson
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,26 @@ def contamination(left_out: Any, scores: Any, false_alarm: float = 0.05, level: 
     rank = max(1, math.floor(false_alarm * (n + 1) + 1e-9))
     threshold = float(known[rank - 1])
     above = int((asked > threshold).sum())
-    law = beta(rank, n + 1 - rank)
-    expected, most = rank / (n + 1), float(law.ppf(level))
-    least = wilson(above, total, 2 * level - 1).low  # one-sided: M photos are a sample too
+    expected, most = rank / (n + 1), float(beta(rank, n + 1 - rank).ppf(level))
     share = max(0.0, (above / total - expected) / (1 - expected))
-    at_least = max(0.0, (least - most) / (1 - most))
-    return Contamination(threshold, n, total, above / total, (expected, most), share, at_least, level)
+    fewest = fewest_others(above, total, rank, n, level)
+    return Contamination(threshold, n, total, above / total, (expected, most), share, fewest / total, level)
+
+
+def fewest_others(above: int, total: int, rank: int, n: int, level: float) -> int:
+    """How many of `total` photos must be of something else where `above` of them lie above the `rank`-th largest score
+    of n photos of the classes: the fewest with which so many have a probability above 1 - level.
+    """
+    from scipy.stats import betabinom
+
+    def likely(others: int) -> bool:  # others may all lie above
+        known = total - others
+        return known == 0 or bool(betabinom(known, rank, n + 1 - rank).sf(above - others - 1) > 1 - level)
+
+    if likely(0):
+        return 0
+    unlikely, enough = 0, above
+    while enough - unlikely > 1:
+        middle = (unlikely + enough) // 2
+        unlikely, enough = (unlikely, middle) if likely(middle) else (middle, enough)
+    return enough

@@ -81,6 +81,11 @@ class Tuned(nn.Module):
             norm.requires_grad_(tuning.norms != "frozen_all")
         self.train(net.training)
 
+    @property
+    def feature_size(self) -> int:
+        """D"""
+        return int(self.net.feature_size)
+
     def features(self, images: Tensor) -> Tensor:
         features: Tensor = self.net.features(images)
         return features

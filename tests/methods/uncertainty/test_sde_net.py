@@ -18,7 +18,7 @@ from wazuka.methods.uncertainty.sde_net_regression import (
     SDENetRegressionSettings,
     spread_loss,
 )
-from wazuka.nets.sde import SDE, Timed, image_sde, vector_sde
+from wazuka.nets.sde import SDE, Timed, image_sde, keys, vector_sde
 from wazuka.training import Stepper, train
 
 
@@ -356,3 +356,12 @@ def test_group_norm_survives_images_laid_out_pixel_by_pixel():
         spread = (groups.var(dim=2, correction=0, keepdim=True) + 1e-5).sqrt()
         expected = ((groups - groups.mean(dim=2, keepdim=True)) / spread).view(x.shape).float()
         torch.testing.assert_close(layer(x), expected, atol=5e-3 if side == 1 else 1e-5, rtol=0)  # of two numbers
+
+
+def test_one_gray_level_makes_another_image():
+    image = torch.randint(0, 256, (1, 1, 6, 6), generator=torch.Generator().manual_seed(0)).float() / 255
+    other = image.clone()
+    other[0, 0, 3, 3] += 1 / 255
+    assert keys(image) != keys(other)
+    assert torch.equal(keys(image), keys(image + 1e-6))
+    assert torch.equal(keys(image), keys(image.to(memory_format=torch.channels_last)))
