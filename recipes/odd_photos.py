@@ -27,8 +27,8 @@ from _results import record, summary
 from torch import Tensor, nn
 
 from wazuka.app.backbones import Extractor, backbone_named, store_of
-from wazuka.app.transfer import COMMON_SIDE, learn_apart
-from wazuka.app.tuned import start_from
+from wazuka.app.start import start_from
+from wazuka.app.transfer import COMMON_SIDE, Features, learn_apart
 from wazuka.contract import Detector, Observation
 from wazuka.data import open_images
 from wazuka.evaluation.detection import auroc, normality
@@ -137,7 +137,7 @@ def drawn(case: Case, sets: dict[str, tuple[Tensor, Tensor]], each: int, share: 
 def scores(task: Task) -> dict[str, dict[str, float]]:
     """Detector -> AUROC, of unseen photos and in the pool."""
     with torch.no_grad():
-        start = start_from(task.pool, task.labels, task.classes)
+        start = start_from(Features((task.pool.numpy(),)), task.labels, task.classes)
         last = nn.Linear(task.pool.shape[1], task.classes)
         last.weight.copy_(start.weight)
         last.bias.copy_(start.bias)
