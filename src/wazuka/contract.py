@@ -257,6 +257,17 @@ class Observation:
     def __len__(self) -> int:
         return len(self.logits)
 
+    def of(self, rows: Tensor) -> "Observation":
+        """Those images of it that the mask (N,) names."""
+        return Observation(
+            self.logits[rows],
+            self.features[rows],
+            {name: activation[rows] for name, activation in self.activations.items()},
+            self.head,
+            None if self.passes is None else self.passes[:, rows],
+            {nudge: logits[rows] for nudge, logits in self.nudged.items()},
+        )
+
 
 class Detector(nn.Module):
     """Says how odd an image is to a trained network. Fitted on images that are not odd; never shown odd ones."""

@@ -7,7 +7,7 @@ import torch
 import wazuka
 from tests.app.test_transfer import photo_file, photos, small_backbone
 from wazuka.app.transfer import learn_apart
-from wazuka.app.trust import CrossFitted, learn_trust, left_out_scores, trust_from
+from wazuka.app.trust import CrossFitted, learn_trust, left_out_distances, trust_from
 from wazuka.contract import Head
 from wazuka.errors import UserError
 from wazuka.methods.transfer.linear_probe import LinearProbe
@@ -133,12 +133,12 @@ def test_series_of_nearly_the_same_photo_count_once():
     generator = torch.Generator().manual_seed(0)
     one = torch.nn.functional.normalize(torch.randn(20, 32, generator=generator), dim=1)
     twins = torch.nn.functional.normalize(one + 0.01 * torch.randn(20, 32, generator=generator), dim=1)
-    alone = left_out_scores(one, typical=1.1)
+    alone = left_out_distances(one, typical=1.1)
     assert len(alone) == 20
-    together = left_out_scores(torch.cat([one, twins]), typical=1.1)
+    together = left_out_distances(torch.cat([one, twins]), typical=1.1)
     assert len(together) == 20
     np.testing.assert_allclose(together, alone, atol=0.05)
-    blind = left_out_scores(torch.cat([one, twins]), typical=None)  # without other photos nobody knows how near is near
+    blind = left_out_distances(torch.cat([one, twins]), typical=None)  # nobody knows how near is near
     assert len(blind) == 40
     assert blind.max() < 0.2
 

@@ -6,7 +6,6 @@ from torch import Tensor, nn
 
 from wazuka.contract import Detector, Nudge, Observation, Wants
 from wazuka.evaluation.observing import Observer, fit_all, observe, score_all, together
-from wazuka.evaluation.oddness import only
 from wazuka.methods.uncertainty.disagreement import Disagreement
 from wazuka.methods.uncertainty.energy import Energy
 from wazuka.methods.uncertainty.gram import Gram
@@ -359,10 +358,10 @@ def test_a_detector_that_learns_from_nudged_images_gets_them_in_every_pass():
 def test_some_of_an_observation_is_some_of_all_it_holds():
     net, rows = network(), torch.arange(40) % 3 == 1
     seen = observe([net, network(1)], IMAGES, None, NUDGES)
-    some = only(seen, rows)
+    some = seen.of(rows)
     assert len(some) == 13
     assert torch.equal(some.passes, seen.passes[:, rows])
     assert torch.equal(some.nudged[NUDGES[1]], seen.nudged[NUDGES[1]][rows])
     assert all(torch.equal(some.activations[name], seen.activations[name][rows]) for name in seen.activations)
-    assert only(observe(net, IMAGES), rows).head is net.head
-    assert only(observe(net, IMAGES), rows).passes is None
+    assert observe(net, IMAGES).of(rows).head is net.head
+    assert observe(net, IMAGES).of(rows).passes is None

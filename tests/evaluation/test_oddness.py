@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from wazuka.contract import Detector, Observation
-from wazuka.evaluation.oddness import aside_threshold, left_out_scores, oddness_p_values, only
+from wazuka.evaluation.oddness import aside_threshold, left_out_scores, oddness_p_values
 from wazuka.methods.uncertainty.knn import KNN, KNNSettings
 
 
@@ -66,7 +66,7 @@ def test_left_out_scores_fit_on_the_others():
     assert fitted == [8] * 9
     expected = [(features[i] - features[torch.arange(9) != i].mean(dim=0)).norm().item() for i in range(9)]
     np.testing.assert_allclose(scores, expected, rtol=1e-6)
-    assert left_out_scores(Distant, only(seen(features), torch.arange(9) < 1)).tolist() == [math.inf]
+    assert left_out_scores(Distant, seen(features).of(torch.arange(9) < 1)).tolist() == [math.inf]
 
 
 def test_nearest_neighbors_leave_out_at_once_what_others_do_one_by_one():

@@ -55,13 +55,7 @@ def compare(
         side, shaped = (SCRATCH_SIDE, "crop") if pretrained is None else (max(COMMON_SIDE, pretrained.size), "squash")
         side = pretrained.size if pretrained is not None and tuned else side
         data = open_images(source, progress=console.opening, common=side, fit=shaped)
-        require_labels(data)
-        per_class, rest = divmod(labels, data.train.n_classes)
-        if rest or per_class == 0:
-            raise UserError(
-                f"{labels} labels can't be shared evenly by the {data.train.n_classes} classes of {data.name}; "
-                f"take a multiple of {data.train.n_classes}."
-            )
+        per_class = shared_evenly(data, labels)
         asked = {"data": source, "fingerprint": fingerprint(data), "labels": labels, "steps": steps}
         if pretrained is not None:
             asked["backbone"] = [pretrained.name, pretrained.key()]
@@ -121,6 +115,18 @@ def _on_a_backbone(methods: Sequence[str], backbone: Any) -> bool:
     if on_it and backbone == "none":
         raise UserError(f"{on_it[0]} learns on a pre-trained network's features; leave --backbone none out.")
     return bool(on_it)
+
+
+def shared_evenly(data: Dataset, labels: int) -> int:
+    """How many labels each class gets of so many. Raises UserError where that is no whole number."""
+    require_labels(data)
+    per_class, rest = divmod(labels, data.train.n_classes)
+    if rest or per_class == 0:
+        raise UserError(
+            f"{labels} labels can't be shared evenly by the {data.train.n_classes} classes of {data.name}; "
+            f"take a multiple of {data.train.n_classes}."
+        )
+    return per_class
 
 
 def stage_named(console: Console, name: str) -> Callable[[str, int, int], None]:

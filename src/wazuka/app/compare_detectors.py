@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from wazuka.app.backbones import Extractor, opened
 from wazuka.app.catalog import Entry, entries, entry, make_settings
-from wazuka.app.compare import finished_before, plot, stage_named
+from wazuka.app.compare import finished_before, plot, shared_evenly, stage_named
 from wazuka.app.console import clock, share, showing_progress, span, table
 from wazuka.app.job import Choices, Job, fingerprint, named_method
 from wazuka.app.learn import Interrupted, Learner, Watch, stopping_on_signals
@@ -25,7 +25,7 @@ from wazuka.app.runs import Run
 from wazuka.app.transfer import COMMON_SIDE, SCRATCH_SIDE, FeatureLearner, suits
 from wazuka.atomic import write_atomic
 from wazuka.contract import Detector, Head, Method, Observation
-from wazuka.data import Dataset, ImageSet, open_images, require_labels
+from wazuka.data import Dataset, ImageSet, open_images
 from wazuka.errors import UserError
 from wazuka.evaluation import Summary, summarize, wilson
 from wazuka.evaluation.detection import detection
@@ -94,13 +94,7 @@ def compare_detectors(
         )
         if item is None and not suits(data.train):
             pretrained = None
-        require_labels(data)
-        per_class, rest = divmod(labels, data.train.n_classes)
-        if rest or per_class == 0:
-            raise UserError(
-                f"{labels} labels can't be shared evenly by the {data.train.n_classes} classes of {data.name}; "
-                f"take a multiple of {data.train.n_classes}."
-            )
+        per_class = shared_evenly(data, labels)
         kinds = wanted(detectors or (ALL if pretrained is None else ON_FEATURES), pretrained is not None)
         others = open_images(
             odd, size=data.train.size, channels=data.train.channels, progress=console.opening,

@@ -19,7 +19,7 @@ from wazuka.app.contender import Trained
 from wazuka.app.learn import Interrupted, Watch
 from wazuka.app.prepared import Prepared, parts_of
 from wazuka.app.runs import Run
-from wazuka.app.trust import FALSE_ALARM, CrossFitted, Trust, left_out_scores
+from wazuka.app.trust import FALSE_ALARM, CrossFitted, Trust, left_out_distances
 from wazuka.contract import Head, Method, Stream
 from wazuka.data import ImageSet, folds
 from wazuka.evaluation.contamination import Contamination, contamination
@@ -329,7 +329,7 @@ def found_apart(features: Tensor, labels: Tensor) -> tuple[Contamination, np.nda
         return contamination([], [], FALSE_ALARM), np.zeros(0, np.float32)
     bank = F.normalize(features[known].float(), dim=1)
     asked = nearest_label(features[~known], bank)
-    return contamination(left_out_scores(bank, float(np.median(asked))), asked, FALSE_ALARM), asked
+    return contamination(left_out_distances(bank, float(np.median(asked))), asked, FALSE_ALARM), asked
 
 
 def set_aside(features: Features, labels: Tensor, found: Contamination) -> np.ndarray:

@@ -131,7 +131,7 @@ def unit(features: Tensor) -> Tensor:
     return torch.nn.functional.normalize(features.float(), dim=1)
 
 
-def left_out_scores(bank: Tensor, typical: float | None) -> np.ndarray:
+def left_out_distances(bank: Tensor, typical: float | None) -> np.ndarray:
     """(m,) oddness of labeled photos, each by the distance to the nearest other one.
 
     bank     (n, D)  rows of length 1
@@ -155,10 +155,10 @@ def learn_trust(
 ) -> Trust:
     """From cross-fitted answers (None: there are too few labels) and the features (n, D) of the labeled images.
 
-    typical  as in `left_out_scores`
+    typical  as in `left_out_distances`
     """
     bank = unit(labeled)
-    left_out = left_out_scores(bank, typical)
+    left_out = left_out_distances(bank, typical)
     if fitted is None:
         none = np.zeros(0, np.int64)
         told = "A class has a single label: nothing can be held out, so probabilities are not calibrated."

@@ -93,19 +93,7 @@ def left_out_scores(blank: Callable[[], Detector], known: Observation) -> Floats
     everyone = torch.arange(len(known), device=known.logits.device)
 
     def score(image: int) -> float:
-        rest = only(known, everyone != image)
-        return float(blank().fit(lambda: [rest]).score(only(known, everyone == image))[0])
+        rest = known.of(everyone != image)
+        return float(blank().fit(lambda: [rest]).score(known.of(everyone == image))[0])
 
     return np.asarray([score(image) if len(known) > 1 else math.inf for image in range(len(known))])
-
-
-def only(observation: Observation, rows: Any) -> Observation:
-    """Those images of it that the mask (N,) names."""
-    return Observation(
-        observation.logits[rows],
-        observation.features[rows],
-        {name: activation[rows] for name, activation in observation.activations.items()},
-        observation.head,
-        None if observation.passes is None else observation.passes[:, rows],
-        {nudge: logits[rows] for nudge, logits in observation.nudged.items()},
-    )

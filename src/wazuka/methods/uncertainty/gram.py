@@ -107,7 +107,7 @@ class Gram(Detector):
         """Two passes: ranges from most of the training images, then the usual deviations from those held out."""
         self._fit_ranges(observations)
         self.expected = torch.ones_like(self.widths, dtype=torch.float64)
-        held_out = [self.deviations(_only(o, rows)) for o, rows in self._passing(observations) if rows.any()]
+        held_out = [self.deviations(o.of(rows)) for o, rows in self._passing(observations) if rows.any()]
         if not held_out:
             raise UserError("Gram matrices hold out a share of the training images, and there are too few for that.")
         self.expected = torch.cat(held_out).mean(dim=0) + 1e-7  # E_l; 1e-7 is the authors' code's
@@ -168,9 +168,3 @@ class Gram(Detector):
             if prefix + name in state_dict:  # take the shape of what was fitted
                 setattr(self, name, torch.empty_like(state_dict[prefix + name], device=buffer.device))
         super()._load_from_state_dict(state_dict, prefix, *rest)
-
-
-def _only(observation: Observation, rows: Tensor) -> Observation:
-    """Those images of it that the mask (N,) names."""
-    activations = {name: activation[rows] for name, activation in observation.activations.items()}
-    return Observation(observation.logits[rows], observation.features[rows], activations)
