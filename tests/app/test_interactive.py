@@ -59,8 +59,9 @@ def test_the_search_goes_on_where_it_ended():
     features, truth = clouds()
     labels = some_labels(truth, 4)
     made = Interactive(features, 4)
-    made.learn(labels)
+    learned = made.learn(labels)
     first, second = made.relearn(labels), made.relearn(labels)
+    torch.testing.assert_close(first, learned, atol=2e-3, rtol=0)
     torch.testing.assert_close(first, second, atol=2e-3, rtol=0)
 
 

@@ -158,3 +158,17 @@ def test_a_burst_for_each_label_sets_nothing_aside():
     apart = learn_apart(LinearProbe(5), features, every)
     assert not apart.found.found
     assert len(apart.aside) == 0
+
+
+def test_the_oddest_come_first():
+    generator = torch.Generator().manual_seed(2)
+    known = 0.05 * torch.randn(60, 32, generator=generator)
+    known[:, 0] += 1
+    known[::2, 1] += 0.5
+    angles = torch.linspace(1.5, 1.0, 40)  # ever nearer to the known ones
+    others = torch.zeros(40, 32)
+    others[:, 0], others[:, 2] = angles.cos(), angles.sin()
+    labels = torch.where(torch.arange(100) < 30, torch.arange(100) % 2, -1)
+    apart = learn_apart(LinearProbe(2), torch.cat([known, others]), labels)
+    odd = [row for row in apart.aside.tolist() if row >= 60]
+    assert odd == list(range(60, 100))

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import wazuka
@@ -35,6 +36,13 @@ def test_it_begins_at_what_the_frozen_features_give():
     start = start_from(features, torch.from_numpy(known), 3)
     expected = Consensus(3).fit(features[:], torch.from_numpy(known))
     torch.testing.assert_close(start.guesses, expected)
+    targets = torch.where(torch.from_numpy(known)[:, None] >= 0, F.one_hot(torch.from_numpy(labels), 3), expected)
+
+    def loss(scale):  # of a head that says the same, louder or softer
+        logits = features[:] @ start.weight.T + start.bias
+        return F.cross_entropy(scale * logits, targets)
+
+    assert loss(1.0) < min(loss(0.6), loss(3.0))
     floats = torch.from_numpy(images).float() / 255
     for name in ("fine_tune", "fixmatch"):
         net, settings = under_head(entry(name), Tunable(backbone, 3), 3, _settings(name), start)

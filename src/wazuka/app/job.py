@@ -43,6 +43,7 @@ from wazuka.app.transfer import (
     look_for_others,
     nearest_label,
     suits,
+    typical_distance,
 )
 from wazuka.app.trust import learn_trust, unit
 from wazuka.app.tuned import as_tuned, tunes
@@ -591,7 +592,7 @@ class Job:
             return facts
         features = kept.learner.contender.features(train, self.watch)  # type: ignore[attr-defined]
         labeled, others = features[train.labeled], features[train.unlabeled[:1000]]
-        typical = float(np.median(nearest_label(others, unit(labeled)))) if len(others) else None
+        typical = typical_distance(nearest_label(others, unit(labeled)))
         method.trust = trust = learn_trust(kept.cross, labeled, train.classes, typical)
         if kept.probs is not None:
             kept.probs[:] = trust.calibrated(kept.probs)
